@@ -1,0 +1,109 @@
+"""Facts to bytes and back: the one place that knows the stored layout.
+
+A stored state is a header of 14 bytes, big-endian (recorded time in microseconds since 1970 UTC,
+signed 64 bits; the fact's number in its command, its class version and the envelope's length, 16
+bits each), then the envelope as JSON, then the fact as JSON. The first 8 bytes are written by the
+database, which alone knows the recorded time. ADR 0002 says why.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from eventsourcing.persistence import Mapper, StoredEvent
+
+from domain.facts import Envelope, Event, Recorded
+from domain.registry import event_named
+
+TIME = struct.Struct(">q")
+HEADER = struct.Struct(">qHHH")
+REST = struct.Struct(">HHH")
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+class Unreadable(ValueError):
+    """Stored bytes that this program cannot read as a fact."""
+
+
+def microseconds(at: datetime) -> int:
+    return (at - EPOCH) // MICROSECOND
+
+
+def instant(at_us: int) -> datetime:
+    return EPOCH + at_us * MICROSECOND
+
+
+def envelope_json(envelope: Envelope) -> bytes:
+    document = {"actor": envelope.actor, "key": envelope.key}
+    if envelope.correlation is not None:
+        document["correlation"] = str(envelope.correlation)
+    if envelope.causation is not None:
+        document["causation"] = str(envelope.causation)
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+@lru_cache(maxsize=4_096)  # one envelope is shared by all facts of a command
+def envelope_of(tenant: str, stored: bytes) -> Envelope:
+    document = json.loads(stored)
+    return Envelope(
+        tenant,
+        document["actor"],
+        document["key"],
+        UUID(document["correlation"]) if "correlation" in document else None,
+        UUID(document["causation"]) if "causation" in document else None,
+    )
+
+
+def rest_of(fact: Event, number: int, envelope: bytes) -> bytes:
+    """Everything but the recorded time."""
+    return REST.pack(number, fact.class_version, len(envelope)) + envelope + fact.stored()
+
+
+def recorded_of(tenant: str, stream: str, version: int, position: int, name: str, state: bytes) -> Recorded:
+    """Read a stored fact, or raise Unreadable; an unknown name is Unreadable too."""
+    try:
+        at_us, number, class_version, length = HEADER.unpack_from(state)
+        data_from = HEADER.size + length
+        event = event_named(name).from_stored(state[data_from:], class_version)
+        envelope = envelope_of(tenant, state[HEADER.size : data_from])
+    except (ValueError, KeyError, AttributeError, struct.error) as broken:
+        raise Unreadable(f"position {position}, {name[:80]!r}: {broken}") from broken
+    return Recorded(event, stream, version, position, instant(at_us), number, envelope)
+
+
+def split(originator_id: str) -> tuple[str, str]:
+    """tenant/stream in two."""
+    tenant, _, stream = originator_id.partition("/")
+    return tenant, stream
+
+
+class FactMapper(Mapper[str]):
+    """The same layout at the eventsourcing library's seam, cipher and compressor included."""
+
+    def to_stored_event(self, domain_event: Any) -> StoredEvent:
+        recorded: Recorded = domain_event
+        state = TIME.pack(microseconds(recorded.at)) + rest_of(
+            recorded.event, recorded.number, envelope_json(recorded.envelope)
+        )
+        if self.compressor:
+            state = self.compressor.compress(state)
+        if self.cipher:
+            state = self.cipher.encrypt(state)
+        originator_id = f"{recorded.tenant}/{recorded.stream}"
+        return StoredEvent(originator_id, recorded.version, recorded.event.name, state)
+
+    def to_domain_event(self, stored_event: StoredEvent) -> Any:
+        state = stored_event.state
+        if self.cipher:
+            state = self.cipher.decrypt(state)
+        if self.compressor:
+            state = self.compressor.decompress(state)
+        tenant, stream = split(str(stored_event.originator_id))
+        position = getattr(stored_event, "id", 0)
+        return recorded_of(tenant, stream, stored_event.originator_version, position, stored_event.topic, state)

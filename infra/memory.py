@@ -1,0 +1,80 @@
+"""The log in memory, for rules' tests and simulation: the same contract as the one in Postgres."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+from commands.handling import Append, Appended, Spent, Stale
+from domain.facts import Envelope, Recorded
+from infra.mapper import TIME, envelope_json, microseconds, recorded_of, rest_of
+
+
+class MemoryLog:
+    """Stores bytes, not objects, so that every scenario passes through the codec."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, int, str, bytes]] = []
+        """(tenant, stream, version, name, state); the position is the index + 1."""
+        self.streams: dict[tuple[str, str], list[int]] = {}
+        self.keys: dict[tuple[str, str, str], Spent] = {}
+        self.at_us = 0
+        self.lock = threading.RLock()
+
+    def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
+        with self.lock:
+            return [
+                self._recorded(position)
+                for stream, version in sorted(after.items())
+                for position in self.streams.get((tenant, stream), [])[version:]
+            ]
+
+    def append(self, append: Append) -> Appended | Spent | Stale:
+        envelope = append.envelope
+        with self.lock:
+            if spent := self.spent(envelope):
+                return spent
+            for stream, version in append.versions.items():
+                if len(self.streams.get((envelope.tenant, stream), ())) != version:
+                    return Stale(tuple(self.read(envelope.tenant, append.versions)))
+            self.at_us = max(self.at_us, microseconds(append.at))
+            first, written = len(self.rows) + 1, envelope_json(envelope)
+            for number, fact in enumerate(append.facts):
+                stream = self.streams.setdefault((envelope.tenant, fact.stream), [])
+                state = TIME.pack(self.at_us) + rest_of(fact, number, written)
+                self.rows.append((envelope.tenant, fact.stream, len(stream) + 1, fact.name, state))
+                stream.append(len(self.rows))
+            position, count = len(self.rows), len(append.facts)
+            mine = (envelope.tenant, envelope.actor, envelope.key)
+            self.keys[mine] = Spent(append.digest, position, count)
+            return Appended(self.recorded(envelope.tenant, first, count), position)
+
+    def spent(self, envelope: Envelope) -> Spent | None:
+        with self.lock:
+            return self.keys.get((envelope.tenant, envelope.actor, envelope.key))
+
+    def recorded(self, tenant: str, first: int, count: int) -> tuple[Recorded, ...]:
+        return tuple(
+            self._recorded(position)
+            for position in range(first, first + count)
+            if self.rows[position - 1][0] == tenant
+        )
+
+    @contextmanager
+    def turn(self, tenant: str, streams: Iterable[str]) -> Iterator[None]:
+        if any(True for _ in streams):
+            with self.lock:
+                yield
+        else:
+            yield
+
+    def claim(self, tenant: str, kind: str, value: str) -> str:
+        return f"claim-{kind}-{hashlib.sha256(f'{tenant}/{value}'.encode()).hexdigest()[:32]}"
+
+    def _recorded(self, position: int) -> Recorded:
+        tenant, stream, version, name, state = self.rows[position - 1]
+        return recorded_of(tenant, stream, version, position, name, state)
+
+

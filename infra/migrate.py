@@ -1,0 +1,95 @@
+"""Bring a database up to this program: roles, schema, plain SQL files once each, read-model tables.
+
+Safe to run from several processes at once: everything happens under one advisory lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib import resources
+
+import psycopg
+from psycopg import sql
+
+from infra.settings import BadSetting, Role, Settings
+
+LOCK = 0x436F756E746572
+"""Of migrations: any constant will do, as long as it stays."""
+ROLES: tuple[Role, ...] = ("owner", "app", "worker")
+
+
+class MigrationChanged(RuntimeError):
+    """A migration that was applied differs from the file: files are never edited, only added."""
+
+
+def migrate(settings: Settings) -> None:
+    """Create what is missing. Needs the administrative DSN; running roles never see it."""
+    with psycopg.connect(admin_dsn(settings), autocommit=True) as conn:
+        conn.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
+        _roles(conn, settings)
+        schema = sql.Identifier(schema_of(settings))
+        conn.execute(
+            sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION counterfoil_owner").format(schema)
+        )
+        conn.execute(
+            sql.SQL("GRANT USAGE ON SCHEMA {} TO counterfoil_app, counterfoil_worker").format(schema)
+        )
+        with psycopg.connect(settings.role_dsn("owner")) as owner:
+            owner.execute(sql.SQL("SET search_path = {}").format(schema))
+            _files(owner, schema_of(settings))
+
+
+def schema_of(settings: Settings) -> str:
+    """A ledger is a schema."""
+    return f"ledger_{settings.ledger}"
+
+
+def admin_dsn(settings: Settings) -> str:
+    if settings.postgres_dsn is None:
+        raise BadSetting("COUNTERFOIL_POSTGRES_DSN is not set: migrations need an administrative address")
+    return settings.postgres_dsn
+
+
+def _roles(conn: psycopg.Connection[tuple[object, ...]], settings: Settings) -> None:
+    for role in ROLES:
+        name = sql.Identifier(f"counterfoil_{role}")
+        known = conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (f"counterfoil_{role}",)).fetchone()
+        if known is None:
+            conn.execute(sql.SQL("CREATE ROLE {} LOGIN NOBYPASSRLS NOSUPERUSER").format(name))
+        if getattr(settings, f"postgres_{role}_dsn") is None:
+            conn.execute(
+                sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(settings.role_password(role)))
+            )
+
+
+def _files(owner: psycopg.Connection[tuple[object, ...]], schema: str) -> None:
+    owner.execute(
+        "CREATE TABLE IF NOT EXISTS migrations "
+        "(name text PRIMARY KEY, digest text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+    )
+    applied = {str(name): str(digest) for name, digest in owner.execute("SELECT name, digest FROM migrations")}
+    for name, text in migrations():
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if name in applied:
+            if applied[name] != digest:
+                raise MigrationChanged(f"{name} in schema {schema}")
+            continue
+        owner.execute(text.encode())
+        owner.execute("INSERT INTO migrations (name, digest) VALUES (%s, %s)", (name, digest))
+    # Functions find their ledger's tables whatever the caller's search path is, and nobody else's.
+    owner.execute(
+        sql.SQL(
+            "DO $$ DECLARE f regprocedure; BEGIN "
+            "FOR f IN SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = {}::regnamespace "
+            "LOOP EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', f, {}); END LOOP; END $$"
+        ).format(sql.Literal(schema), sql.Literal(schema))
+    )
+
+
+def migrations() -> Iterable[tuple[str, str]]:
+    """The files of infra/migrations, by name."""
+    folder = resources.files("infra").joinpath("migrations")
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".sql"):
+            yield file.name, file.read_text()

@@ -1,0 +1,180 @@
+"""Everything that differs between two installations, read from COUNTERFOIL_* variables and `.env`."""
+
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "COUNTERFOIL_"
+SECRET_CHARS_MIN = 32  # 16 bytes in hex, the least that cannot be guessed
+Role = Literal["owner", "app", "worker"]
+
+
+class BadSetting(ValueError):
+    """A variable with a value that cannot be used: one line each, naming it and saying what to do."""
+
+
+def _absolute(path: Path) -> Path:
+    """Children may stand in another directory than the one the path was written for."""
+    return path.expanduser().absolute()
+
+
+def _postgres_url(text: str) -> str:
+    if urlsplit(text).scheme not in {"postgresql", "postgres"} or not urlsplit(text).path.strip("/"):
+        raise ValueError("write it as postgresql://user:password@host:5432/database")
+    return text
+
+
+def _clickhouse_url(text: str) -> str:
+    if urlsplit(text).scheme not in {"http", "https"} or not urlsplit(text).hostname:
+        raise ValueError("write it as http://user:password@host:8123/database")
+    return text
+
+
+def _redis_url(text: str) -> str:
+    if urlsplit(text).scheme not in {"redis", "rediss"} or not urlsplit(text).hostname:
+        raise ValueError("write it as redis://:password@host:6379/0")
+    return text
+
+
+def _brokers(text: str) -> str:
+    for broker in text.split(","):
+        host, _, port = broker.rpartition(":")
+        if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ValueError("write it as host:9092, several separated by commas")
+    return text
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value()) < SECRET_CHARS_MIN:
+        raise ValueError(
+            f"give at least {SECRET_CHARS_MIN} characters, for instance from `openssl rand -hex 32`, "
+            "or leave it out and one is made and kept in the home directory"
+        )
+    return secret
+
+
+PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
+ClickHouseUrl = Annotated[str, AfterValidator(_clickhouse_url)]
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+Brokers = Annotated[str, AfterValidator(_brokers)]
+Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
+
+
+class Settings(BaseSettings):
+    """One installation. An engine without an address is an embedded one, which `counterfoil up` starts.
+
+    Addresses carry passwords, so they stay out of `repr`. Raises BadSetting.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+        hide_input_in_errors=True,
+    )
+
+    home: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default=Path(".counterfoil"), validate_default=True
+    )
+    postgres_dsn: PostgresUrl | None = Field(default=None, repr=False)
+    postgres_owner_dsn: PostgresUrl | None = Field(default=None, repr=False)
+    postgres_app_dsn: PostgresUrl | None = Field(default=None, repr=False)
+    postgres_worker_dsn: PostgresUrl | None = Field(default=None, repr=False)
+    kafka: Brokers | None = None
+    clickhouse: ClickHouseUrl | None = Field(default=None, repr=False)
+    redis: RedisUrl | None = Field(default=None, repr=False)
+    secret: Secret | None = None
+    given_api_token: Secret | None = Field(default=None, validation_alias="COUNTERFOIL_API_TOKEN")
+    given_sealing_key: Secret | None = Field(default=None, validation_alias="COUNTERFOIL_SEALING_KEY")
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=0, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    ledger: str = Field(default="0", pattern=r"^[a-z0-9_]{1,40}$")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            # Not chained: pydantic's own text says neither the variable's name nor what to do.
+            raise BadSetting(
+                "\n".join(_sentence(each["loc"], each["msg"]) for each in error.errors())
+            ) from None
+
+    def role_dsn(self, role: Role) -> str:
+        """A database role's URL: the one given for it, else `postgres_dsn` with its name and password."""
+        given = {
+            "owner": self.postgres_owner_dsn,
+            "app": self.postgres_app_dsn,
+            "worker": self.postgres_worker_dsn,
+        }
+        if explicit := given[role]:
+            return explicit
+        if self.postgres_dsn is None:
+            raise BadSetting(
+                "COUNTERFOIL_POSTGRES_DSN is not set: set it, or run `counterfoil up`, which brings one"
+            )
+        url = urlsplit(self.postgres_dsn)
+        host = url.netloc.rpartition("@")[2]
+        return urlunsplit(url._replace(netloc=f"counterfoil_{role}:{self.role_password(role)}@{host}"))
+
+    def role_password(self, role: Role) -> str:
+        return self._derived(f"postgres/{role}")
+
+    def api_token(self) -> str:
+        """The first administrator's bearer token."""
+        if self.given_api_token is not None:
+            return self.given_api_token.get_secret_value()
+        return self._derived("api-token")
+
+    def sealing_key(self) -> bytes:
+        """64 bytes that seal the keys of personal data: a copy of the database alone opens nothing.
+
+        Kept in a directory of its own, which a backup leaves out.
+        """
+        if self.given_sealing_key is not None:
+            root = self.given_sealing_key.get_secret_value()
+        else:
+            root = _kept(self.private_home() / "keys", "sealing.key")
+        return hmac.digest(root.encode(), b"sealing", hashlib.sha512)
+
+    def private_home(self) -> Path:
+        """The home directory, made on first use with mode 0700."""
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self.home
+
+    def _derived(self, purpose: str) -> str:
+        """A password in hex that follows from the secret, so that there is only one thing to keep."""
+        given = self.secret.get_secret_value() if self.secret else _kept(self.private_home(), "secret")
+        return hmac.digest(given.encode(), purpose.encode(), hashlib.sha256).hex()
+
+
+def _sentence(location: tuple[int | str, ...], message: str) -> str:
+    field = str(location[0]).upper() if location else "SETTINGS"
+    name = field if field.startswith(PREFIX) else f"{PREFIX}{field}"
+    return f"{name}: {message.removeprefix('Value error, ')} (see .env.example)"
+
+
+def _kept(directory: Path, name: str) -> str:
+    """The secret in that file (0600, directory 0700), 32 random bytes in hex, made by whoever comes first."""
+    path = directory / name
+    if not path.exists():
+        directory.mkdir(exist_ok=True, mode=0o700)
+        # Linked when complete: a second process never reads half of it, and never overwrites the first one's.
+        with tempfile.NamedTemporaryFile("w", dir=directory) as draft:
+            draft.write(secrets.token_hex(32))
+            draft.flush()
+            os.fsync(draft.fileno())
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(draft.name)
+    return path.read_text().strip()

@@ -1,0 +1,214 @@
+"""Revenue, from every paper that has lines: sums in Postgres, the lines themselves in ClickHouse.
+
+Both engines answer the same questions in the same shape; amounts are exact, in millionths.
+"""
+
+from __future__ import annotations
+
+from pydantic import NaiveDatetime
+
+from domain.capacity import AdjustmentRecorded
+from domain.catalog import Document, Line
+from domain.facts import Event, Recorded
+from domain.ordering import GoodsReturned, OrderPlaced
+from domain.payments import BadDebtAdjusted
+from domain.values import Value
+from projections.rows import Add, Big, Engine, Projection, Put, Query, RowOp, Table
+
+PAPERS: dict[type[Event], str] = {
+    OrderPlaced: "order",
+    GoodsReturned: "return",
+    AdjustmentRecorded: "stock",
+    BadDebtAdjusted: "debt",
+}
+
+
+class TotalsRow(Value):
+    currency: str
+    line_count: Big = 0
+    orders: Big = 0
+    returns: Big = 0
+    net_micro: Big = 0
+
+
+class MonthRow(Value):
+    currency: str
+    month: str
+    line_count: Big = 0
+    net_micro: Big = 0
+
+
+class CountryRow(Value):
+    currency: str
+    country: str
+    line_count: Big = 0
+    net_micro: Big = 0
+
+
+class CustomerRow(Value):
+    currency: str
+    customer: str
+    line_count: Big = 0
+    net_micro: Big = 0
+
+
+class UnitsRow(Value):
+    code: str
+    net_units: int
+
+
+class SaleLineRow(Value):
+    position: int
+    line: int
+    kind: str
+    document: str
+    code: str
+    title: str
+    quantity: int
+    unit_price_micro: int
+    amount_micro: int
+    currency: str
+    charge: bool
+    customer: str | None
+    country: str
+    placed_at: NaiveDatetime
+
+
+LINE_SUMS = ("line_count", "net_micro")
+TOTALS = Table("revenue", TotalsRow, ("currency",), sums=("line_count", "orders", "returns", "net_micro"))
+BY_MONTH = Table("revenue_by_month", MonthRow, ("currency", "month"), sums=LINE_SUMS)
+BY_COUNTRY = Table("revenue_by_country", CountryRow, ("currency", "country"), sums=LINE_SUMS)
+BY_CUSTOMER = Table("revenue_by_customer", CustomerRow, ("currency", "customer"), sums=LINE_SUMS)
+SALE_LINES = Table("sale_lines", SaleLineRow, ("position", "line"), engine=Engine.CLICKHOUSE)
+
+
+def project(recorded: Recorded) -> list[RowOp]:
+    event = recorded.event
+    match event:
+        case OrderPlaced() | GoodsReturned() | AdjustmentRecorded() | BadDebtAdjusted():
+            kind = PAPERS[type(event)]
+            return [
+                *_sums(kind, event.document, event.lines),
+                *_rows(recorded.position, kind, event.document, event.lines),
+            ]
+        case _:
+            return []
+
+
+def _sums(kind: str, document: Document, lines: tuple[Line, ...]) -> list[RowOp]:
+    net_micro = sum(line.amount_micro for line in lines)
+    months: dict[str, list[int]] = {}
+    for line in lines:
+        month = months.setdefault((line.placed_at or document.placed_at).strftime("%Y-%m"), [0, 0])
+        month[0] += 1
+        month[1] += line.amount_micro
+    currency = document.currency
+    whole = {"line_count": len(lines), "net_micro": net_micro}
+    ops: list[RowOp] = [
+        Add(TOTALS, (currency,), {**whole, "orders": int(kind == "order"), "returns": int(kind == "return")}),
+        Add(BY_COUNTRY, (currency, document.country), whole),
+    ]
+    if document.customer is not None:
+        ops.append(Add(BY_CUSTOMER, (currency, document.customer), whole))
+    for month_name, (count, micro) in months.items():
+        ops.append(Add(BY_MONTH, (currency, month_name), {"line_count": count, "net_micro": micro}))
+    return ops
+
+
+def _rows(position: int, kind: str, document: Document, lines: tuple[Line, ...]) -> list[RowOp]:
+    return [
+        Put(
+            SALE_LINES,
+            SaleLineRow(
+                position=position,
+                line=number,
+                kind=kind,
+                document=document.number,
+                code=line.code,
+                title=line.title,
+                quantity=line.quantity,
+                unit_price_micro=line.unit_price_micro,
+                amount_micro=line.amount_micro,
+                currency=document.currency,
+                charge=line.charge,
+                customer=document.customer,
+                country=document.country,
+                placed_at=line.placed_at or document.placed_at,
+            ),
+        )
+        for number, line in enumerate(lines)
+    ]
+
+
+PROJECTION = Projection(
+    "analytics", tuple(PAPERS), (TOTALS, BY_MONTH, BY_COUNTRY, BY_CUSTOMER, SALE_LINES), project
+)
+
+# ── the questions, once for each engine ───────────────────────────────────────────────────────────
+
+REVENUE: dict[Engine, Query] = {
+    Engine.POSTGRES: Query(
+        TotalsRow,
+        (("analytics", TOTALS),),
+        "SELECT * FROM {revenue} WHERE currency = %(currency)s",
+    ),
+    Engine.CLICKHOUSE: Query(
+        TotalsRow,
+        (("analytics", SALE_LINES),),
+        "SELECT any(currency) AS currency, count() AS line_count,"
+        " uniqExactIf(position, kind = 'order') AS orders,"
+        " uniqExactIf(position, kind = 'return') AS returns,"
+        " sum(toInt128(amount_micro)) AS net_micro"
+        " FROM {sale_lines} WHERE currency = %(currency)s HAVING count() > 0",
+    ),
+}
+REVENUE_BY_MONTH: dict[Engine, Query] = {
+    Engine.POSTGRES: Query(
+        MonthRow,
+        (("analytics", BY_MONTH),),
+        "SELECT * FROM {revenue_by_month} WHERE currency = %(currency)s ORDER BY month",
+    ),
+    Engine.CLICKHOUSE: Query(
+        MonthRow,
+        (("analytics", SALE_LINES),),
+        "SELECT any(currency) AS currency, formatDateTime(placed_at, '%%Y-%%m') AS month,"
+        " count() AS line_count, sum(toInt128(amount_micro)) AS net_micro"
+        " FROM {sale_lines} WHERE currency = %(currency)s GROUP BY month ORDER BY month",
+    ),
+}
+REVENUE_BY_COUNTRY: dict[Engine, Query] = {
+    Engine.POSTGRES: Query(
+        CountryRow,
+        (("analytics", BY_COUNTRY),),
+        "SELECT * FROM {revenue_by_country} WHERE currency = %(currency)s ORDER BY net_micro DESC, country",
+    ),
+    Engine.CLICKHOUSE: Query(
+        CountryRow,
+        (("analytics", SALE_LINES),),
+        "SELECT any(currency) AS currency, country, count() AS line_count,"
+        " sum(toInt128(amount_micro)) AS net_micro"
+        " FROM {sale_lines} WHERE currency = %(currency)s GROUP BY country ORDER BY net_micro DESC, country",
+    ),
+}
+TOP_CUSTOMERS: dict[Engine, Query] = {
+    Engine.POSTGRES: Query(
+        CustomerRow,
+        (("analytics", BY_CUSTOMER),),
+        "SELECT * FROM {revenue_by_customer} WHERE currency = %(currency)s"
+        " ORDER BY net_micro DESC, customer LIMIT %(limit)s",
+    ),
+    Engine.CLICKHOUSE: Query(
+        CustomerRow,
+        (("analytics", SALE_LINES),),
+        "SELECT any(currency) AS currency, assumeNotNull(customer) AS customer, count() AS line_count,"
+        " sum(toInt128(amount_micro)) AS net_micro"
+        " FROM {sale_lines} WHERE currency = %(currency)s AND isNotNull(customer)"
+        " GROUP BY customer ORDER BY net_micro DESC, customer LIMIT %(limit)s",
+    ),
+}
+NET_UNITS_IN_CLICKHOUSE = Query(
+    UnitsRow,
+    (("analytics", SALE_LINES),),
+    "SELECT code, sum(toInt64(quantity)) AS net_units FROM {sale_lines}"
+    " WHERE code IN %(codes)s GROUP BY code ORDER BY code",
+)

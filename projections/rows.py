@@ -1,0 +1,108 @@
+"""What a projection may do to a read model, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from domain.facts import Event, Recorded
+from domain.values import Value
+
+Big = Annotated[int, "big"]
+"""An integer of any size: a sum of exact amounts may pass 64 bits."""
+
+
+class Engine(StrEnum):
+    POSTGRES = "postgres"
+    CLICKHOUSE = "clickhouse"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of a read model. Every table also has the tenant, first in its key.
+
+    `sums` names the columns that `Add` adds to; a table has either sums or puts. The sink keeps the
+    past of every table: history rows of puts, moves of sums.
+    """
+
+    name: str
+    row: type[Value]
+    key: tuple[str, ...]
+    engine: Engine = Engine.POSTGRES
+    sums: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.row.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Insert the row, or replace the one with the same key. Only facts of one stream put one row."""
+
+    table: Table
+    row: Value
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(getattr(self.row, column) for column in self.table.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove the row, if it is there."""
+
+    table: Table
+    key: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Add to the sums of a row, made at zero when it is not there. Postgres only: commutative, not
+    idempotent, safe because the checkpoint commits with it."""
+
+    table: Table
+    key: tuple[Any, ...]
+    deltas: Mapping[str, int]
+
+
+RowOp = Put | Delete | Add
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A pure function from facts to row operations, with the tables it fills."""
+
+    name: str
+    events: tuple[type[Event], ...]
+    tables: tuple[Table, ...]
+    project: Callable[[Recorded], Sequence[RowOp]]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(event.name for event in self.events)
+
+    @property
+    def contexts(self) -> frozenset[str]:
+        """Whose topics it reads."""
+        return frozenset(event.context() for event in self.events)
+
+    def tables_in(self, engine: Engine) -> tuple[Table, ...]:
+        return tuple(table for table in self.tables if table.engine is engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """SQL kept beside the tables it reads, typed by the row it returns.
+
+    In the text `{table}` stands for the table's shown version; `%(name)s` (Postgres) and
+    `{name:Type}` doubled braces (ClickHouse) are parameters. The tenant is not a parameter: the sink
+    binds it, and row-level security or the sink's own condition enforces it.
+    """
+
+    row: type[Value]
+    reads: tuple[tuple[str, Table], ...]
+    """(projection, table): whose checkpoints an at-least waits for, and what `{table}` names."""
+    sql: str

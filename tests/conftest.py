@@ -1,0 +1,47 @@
+"""Engines for the whole suite: started once, really, and never mocked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from infra.engines.postgres import EmbeddedPostgres
+from infra.migrate import migrate
+from infra.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def template(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A migrated database that each test gets a copy of."""
+    settings = Settings(home=tmp_path_factory.mktemp("home"), postgres_dsn=postgres.dsn)
+    migrate(settings)
+    return settings
+
+
+@pytest.fixture
+def settings(template: Settings, postgres: EmbeddedPostgres) -> Iterator[Settings]:
+    """Settings of a migrated database of this test's own."""
+    name = f"test_{uuid4().hex}"
+    assert template.postgres_dsn is not None
+    base, _, source = template.postgres_dsn.rpartition("/")
+    admin = f"{base}/postgres"
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(
+            sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(source))
+        )
+    yield template.model_copy(update={"postgres_dsn": f"{base}/{name}"})
+    with psycopg.connect(admin, autocommit=True) as conn:
+        conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
