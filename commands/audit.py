@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from commands.handling import Boundary, Command, Moment, Read
 from domain.audit import ProjectionRebuilt
 from domain.facts import Event
-from domain.values import Permission, Text
+from domain.values import Code, Permission, Text
 
 
 class Unread:
@@ -20,7 +20,7 @@ class Unread:
 class RecordRebuild(Command, permission=Permission.AUDIT):
     """Put a rebuild on record, with its reason."""
 
-    projection: Text
+    projection: Code
     version: int
     rows: int
     rows_differing: int

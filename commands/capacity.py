@@ -13,6 +13,7 @@ from domain.capacity import (
     Adjustment,
     AdjustmentExists,
     AdjustmentRecorded,
+    Capacity,
     HoldAlive,
     HoldConfirmed,
     HoldExpired,
@@ -45,7 +46,7 @@ class PoolCommand(Command, permission=Permission.PLACES_HOLD):
 class OpenPool(PoolCommand, permission=Permission.POOL_OPEN):
     """Open a pool; without a capacity it has no ceiling."""
 
-    capacity: Annotated[int, Field(ge=0, le=QUANTITY_MAX)] | None = None
+    capacity: Capacity | None = None
 
     def decide(self, at: Moment, *, pool: Pool) -> Sequence[Event]:
         if pool.open:

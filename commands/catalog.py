@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from commands.handling import Boundary, Command, Moment, Read
-from domain.capacity import Pool, PoolOpened, pool_stream
+from domain.capacity import Capacity, Pool, PoolOpened, pool_stream
 from domain.catalog import Claim, Delivery, Offer, OfferAlreadyListed, OfferListed, SlugClaimed, SlugTaken
 from domain.facts import Event
 from domain.values import Code, Permission, Text
@@ -17,7 +17,7 @@ class ListOffer(Command, permission=Permission.OFFER_LIST):
     offer: Code
     title: Text
     delivery: Delivery = "goods"
-    capacity: int | None = None
+    capacity: Capacity | None = None
     """Places in the pool; None has no ceiling."""
     slug: Text | None = None
     """A readable name that only one offer may have."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 from uuid import UUID, uuid5
 
-from domain.facts import Envelope, Event, Recorded
+from domain.facts import KEY, Envelope, Event, Recorded
 from domain.refusals import Conflict, Forbidden, Invalid, Refusal
 from domain.values import Permission, Value
 
@@ -21,13 +21,19 @@ FACTS_MAX = 5_000
 STREAMS_MAX = 2_000
 """Streams in one boundary: each is checked while the head row is locked."""
 ATTEMPTS_MAX = 20
-"""Decisions before a contended command is given up with Busy; turns are taken from the third on."""
+"""Decisions before a contended command is given up with Busy."""
+CONFLICTS_MAX = 2
+"""Conflicts before a writer takes turns with the others on what they contend for."""
 REMEMBERED_MAX = 20_000
 """States kept in memory: a shop's pools, about 1 KB each."""
 
 
 class KeyReused(Conflict):
     """This idempotency key was used for a different request."""
+
+
+class BadKey(Invalid):
+    """An idempotency key has 1 to 200 characters and no control characters."""
 
 
 class NotPermitted(Forbidden):
@@ -105,7 +111,7 @@ class Command(Value):
         """Ask for every state the decision needs, in steps if need be."""
         raise NotImplementedError
 
-    def decide(self, at: Moment, **states: Any) -> Sequence[Event]:
+    def decide(self, at: Moment, *_: Any, **states: Any) -> Sequence[Event]:
         """Pure: the facts, or a refusal."""
         raise NotImplementedError
 
@@ -278,6 +284,17 @@ class Reading:
                     remembered.state.apply(fact.event)
                     remembered.version, remembered.at = fact.version, fact.at
 
+    def refresh(self, streams: Iterable[str]) -> bool:
+        """Bring these streams up to the log; False if it is behind what memory has seen: it was restored.
+
+        The last fact seen is asked for again, to tell a stream with nothing newer from one cut short.
+        """
+        versions = self.versions()
+        known = {stream: versions[stream] for stream in streams if stream in versions}
+        facts = self.log.read(self.tenant, {stream: max(seen - 1, 0) for stream, seen in known.items()})
+        self.fold(facts)
+        return {stream for stream, seen in known.items() if seen} <= {fact.stream for fact in facts}
+
     def versions(self) -> dict[str, int]:
         """The version each stream is pinned at: the least that any of its states has seen."""
         return {stream: min(r.version for r in states) for stream, states in self.held.items()}
@@ -309,11 +326,13 @@ class Handler:
     ) -> Answer:
         """Record what `command` decides, once for this key.
 
-        Raises its refusals, KeyReused, NotPermitted, TooManyFacts, TooManyStreams; Busy when other
+        Raises its refusals, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams; Busy when other
         writers kept getting there first; the log's own faults when it cannot be reached.
         """
         if command.permission not in by.permissions:
             raise NotPermitted(f"{command.permission} is needed")
+        if not KEY.fullmatch(key):
+            raise BadKey(f"{len(key)} characters")
         envelope = Envelope(by.tenant, by.name, key, correlation, causation)
         with self.lock:
             return self._settle(command, envelope, command.digest())
@@ -321,16 +340,19 @@ class Handler:
     def _settle(self, command: Command, envelope: Envelope, digest: bytes) -> Answer:
         confirmed: set[str] = set()
         contended: set[str] = set()
-        for attempt in range(ATTEMPTS_MAX):
+        conflicts = 0
+        for _ in range(ATTEMPTS_MAX):
             reading = Reading(self.log, envelope.tenant, self.memory)
-            with self.log.turn(envelope.tenant, contended if attempt >= 2 else ()):
+            mine = contended if conflicts >= CONFLICTS_MAX else set[str]()
+            with self.log.turn(envelope.tenant, mine):
                 try:
-                    outcome = self._attempt(command, envelope, digest, reading, refresh=contended)
+                    outcome = self._attempt(command, envelope, digest, reading, refresh=mine)
                 except Refusal:
-                    doubtful = {s: v for s, v in reading.versions().items() if s not in confirmed}
+                    doubtful = reading.held.keys() - confirmed
                     if doubtful:
-                        reading.fold(self.log.read(envelope.tenant, doubtful))
-                        confirmed |= doubtful.keys()
+                        if not reading.refresh(doubtful):
+                            self.memory.states.clear()
+                        confirmed |= doubtful
                         continue
                     spent = self.log.spent(envelope)
                     if spent is None:
@@ -343,6 +365,7 @@ class Handler:
                 case Spent():
                     return self._replay(envelope, digest, outcome)
                 case Stale():
+                    conflicts += 1
                     if not outcome.newer:  # memory is ahead of the log: it was restored
                         self.memory.states.clear()
                     reading.fold(outcome.newer)
@@ -354,8 +377,8 @@ class Handler:
     ) -> Appended | Spent | Stale:
         boundary = command.read(reading)
         if refresh:
-            known = reading.versions()
-            reading.fold(self.log.read(envelope.tenant, {s: known[s] for s in refresh if s in known}))
+            reading.refresh(refresh)
+            boundary = command.read(reading)  # what is read in steps may lead elsewhere now
         now = max(self.clock(), reading.latest())
         facts = command.decide(Moment(now, envelope.command_id), **boundary)
         if len(facts) > FACTS_MAX:

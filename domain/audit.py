@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from domain.facts import Event
-from domain.values import Text
+from domain.values import Code, Text
 
 
 class ProjectionRebuilt(Event, name="audit.projection-rebuilt"):
     """A read model was made anew from the log and took the place of the old one."""
 
-    projection: Text
+    projection: Code
     version: int
     rows: int
     rows_differing: int

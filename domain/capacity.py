@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated
 
-from domain.catalog import Document, Line, Quantity
+from pydantic import Field
+
+from domain.catalog import QUANTITY_MAX, AmountTooLarge, Document, Line, Quantity
 from domain.facts import Event
 from domain.refusals import Conflict, NotFound
 from domain.values import AdjustmentId, Code, HoldId, OrderId, ReturnId, Text
+
+Capacity = Annotated[int, Field(ge=0, le=QUANTITY_MAX)]
 
 
 class PoolFact(Event, name="capacity.pool-fact"):
@@ -22,7 +27,7 @@ class PoolFact(Event, name="capacity.pool-fact"):
 
 
 class PoolOpened(PoolFact, name="capacity.pool-opened"):
-    capacity: int | None
+    capacity: Capacity | None
     """None: no ceiling, moves are booked and nothing is refused."""
 
 
@@ -155,9 +160,12 @@ class Pool:
             raise PoolUnknown(f"pool {pool}")
 
     def require_places(self, pool: Code, quantity: int, now: datetime) -> None:
-        """Refuse when fewer than `quantity` are free at `now`; live holds are not free."""
+        """Refuse when fewer than `quantity` are free at `now`; live holds are not free.
+
+        What comes back is never refused, not even by a pool that adjustments left over its capacity.
+        """
         self.require_open(pool)
-        if self.capacity is None:
+        if self.capacity is None or quantity <= 0:
             return
         held = sum(hold.quantity for hold in self.holds.values() if hold.expires_at > now)
         left = self.capacity - self.used - held
@@ -185,11 +193,17 @@ def pool_stream(pool: Code) -> str:
 
 
 def demand(lines: tuple[Line, ...]) -> dict[Code, int]:
-    """Units asked of each pool, summed, so that two lines on one pool cannot each pass alone."""
+    """Units asked of each pool, summed, so that two lines on one pool cannot each pass alone.
+
+    Refuses a sum that no fact could carry.
+    """
     asked: dict[Code, int] = {}
     for line in lines:
         if not line.charge:
             asked[line.code] = asked.get(line.code, 0) + line.quantity
+    for code, quantity in asked.items():
+        if abs(quantity) > QUANTITY_MAX:
+            raise AmountTooLarge(f"pool {code}: {quantity} places")
     return asked
 
 

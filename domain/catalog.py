@@ -81,7 +81,7 @@ class OfferUnknown(NotFound):
 
 
 class AmountTooLarge(Conflict):
-    """The amounts are larger than the books can carry."""
+    """The amounts or quantities are larger than the books can carry."""
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar, Self
@@ -12,6 +13,9 @@ from domain.values import Value
 
 COMMANDS = UUID("6f0d0bd2-9a5e-5a43-9c62-9e6f5a3a51c7")
 """Namespace of command ids: a constant of the format, never to change."""
+TENANT = re.compile(r"[^\x00-\x1f/]{1,64}")
+KEY = re.compile(r"[^\x00-\x1f]{1,200}")
+"""Actors too. All three fit one index entry (2,704 bytes), and no line break blurs which is which."""
 
 
 class Event(Value):
@@ -66,6 +70,11 @@ class Envelope:
     """The command that began it all; None where that is this command itself."""
     causation: UUID | None = None
     """The fact that a reaction answered; None for a command from outside."""
+
+    def __post_init__(self) -> None:
+        # A tenant with a slash would be read as another tenant's stream, by the second wall too.
+        if not TENANT.fullmatch(self.tenant) or not KEY.fullmatch(self.actor) or not KEY.fullmatch(self.key):
+            raise ValueError(f"not an envelope: {self.tenant[:80]!r}, {self.actor[:80]!r}, {self.key[:80]!r}")
 
     @property
     def command_id(self) -> UUID:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from enum import StrEnum
 from typing import Annotated, NewType, Self
 from uuid import UUID
@@ -22,10 +22,14 @@ Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
 
 MICRO_PER_UNIT = 1_000_000
 MICRO_DIGITS = 6
-MICRO_MAX = 2**62
-"""Fits a signed 64-bit column with room for one sign and one addition."""
+MICRO = Decimal("0.000001")
+MICRO_MAX = 2**62 // MICRO_PER_UNIT * MICRO_PER_UNIT
+"""Fits a signed 64-bit column with room for one sign and one addition; no rounding leads past whole units."""
 Micro = Annotated[int, Field(ge=-MICRO_MAX, le=MICRO_MAX)]
 """An exact amount in millionths of the currency's unit: 2.55 GBP is 2_550_000."""
+
+EXACT = Context(prec=40, traps=[InvalidOperation, Inexact])
+"""Refuses to lose a digit: the default context rounds to 28 without a word."""
 
 # ISO 4217 (list of 2026-01-01): every code not named here has two digits.
 _MINOR_DIGITS = {
@@ -97,14 +101,17 @@ class Sealed(Value):
 def micro_of(text: str) -> int:
     """Read decimal text exactly: "2.55" is 2_550_000. More than six decimals is a ValueError."""
     try:
-        scaled = Decimal(text).scaleb(MICRO_DIGITS)
+        amount = Decimal(text)
     except InvalidOperation:
         raise ValueError(f"not a decimal number: {text[:40]!r}") from None
-    if not scaled.is_finite():
+    if not amount.is_finite():
         raise ValueError(f"not a finite number: {text[:40]!r}")
-    whole = int(scaled)
-    if whole != scaled:
-        raise ValueError(f"more than {MICRO_DIGITS} decimals: {text[:40]!r}")
+    try:
+        whole: int = int(amount.quantize(MICRO, context=EXACT).scaleb(MICRO_DIGITS, context=EXACT))
+    except Inexact:
+        raise ValueError(f"more than {MICRO_DIGITS} decimals: {text[:40]!r}") from None
+    except InvalidOperation:
+        whole = MICRO_MAX + 1
     if abs(whole) > MICRO_MAX:
         raise ValueError(f"too large an amount: {text[:40]!r}")
     return whole
@@ -125,11 +132,12 @@ def minor_digits(currency: str) -> int:
 
 def rounded(micro: int, currency: str) -> Money:
     """The exact amount in whole minor units, halves away from zero: once per total, never per line."""
-    step = 10 ** (MICRO_DIGITS - minor_digits(currency))
+    step: int = 10 ** (MICRO_DIGITS - minor_digits(currency))
     minor = (abs(micro) + step // 2) // step
     return Money(minor=-minor if micro < 0 else minor, currency=currency)
 
 
 def micro_of_money(money: Money) -> int:
     """The money's value in millionths of the currency's unit, exact."""
-    return money.minor * 10 ** (MICRO_DIGITS - minor_digits(money.currency))
+    step: int = 10 ** (MICRO_DIGITS - minor_digits(money.currency))
+    return money.minor * step

@@ -37,6 +37,7 @@ APPEND = (
 )
 READ = "SELECT stream, version, pos, topic, state FROM read_streams(%b, %b, %b)"
 RECORDED = "SELECT stream, version, pos, topic, state FROM read_recorded(%b, %b, %b)"
+TURN = "SELECT pg_advisory_lock(key) FROM unnest(%b::bigint[]) WITH ORDINALITY k(key, nth)"
 SPENT = "SELECT spent_digest, last_position, fact_count FROM spent_key(%b, %b, %b)"
 
 
@@ -118,8 +119,8 @@ class PostgresLog:
             [rest_of(fact, number, written) for number, fact in enumerate(append.facts)],
             microseconds(append.at),
         )
-        answer = self.connection.retrying(lambda conn: conn.execute(APPEND, arguments, binary=True).fetchone())
-        outcome, position, count, at_us, digest, newer = cast(tuple[Any, ...], answer)
+        row = self.connection.retrying(lambda conn: conn.execute(APPEND, arguments, binary=True).fetchone())
+        outcome, position, count, at_us, digest, newer = cast(tuple[Any, ...], row)
         if outcome == "spent":
             return Spent(bytes(digest), position, count)
         if outcome == "stale":
@@ -149,11 +150,7 @@ class PostgresLog:
             yield
             return
         with self.connection.lock:
-            self.connection.retrying(
-                lambda conn: conn.execute(
-                    "SELECT pg_advisory_lock(key) FROM unnest(%b::bigint[]) WITH ORDINALITY k(key, nth)", (keys,)
-                )
-            )
+            self.connection.retrying(lambda conn: conn.execute(TURN, (keys,)))
             try:
                 yield
             finally:

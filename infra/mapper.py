@@ -12,7 +12,7 @@ import json
 import struct
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from eventsourcing.persistence import Mapper, StoredEvent
@@ -25,6 +25,24 @@ HEADER = struct.Struct(">qHHH")
 REST = struct.Struct(">HHH")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
+"""What hostile bytes raise on their way: not JSON, other JSON, too deep, a time after the year 9999."""
+
+
+class StoredFact(NamedTuple):
+    """A fact as it is stored and as it travels: not decoded."""
+
+    position: int
+    originator_id: str
+    version: int
+    name: str
+    state: bytes
+
+    def recorded(self) -> Recorded:
+        tenant, stream = split(self.originator_id)
+        return recorded_of(tenant, stream, self.version, self.position, self.name, self.state)
 
 
 class Unreadable(ValueError):
@@ -72,9 +90,9 @@ def recorded_of(tenant: str, stream: str, version: int, position: int, name: str
         data_from = HEADER.size + length
         event = event_named(name).from_stored(state[data_from:], class_version)
         envelope = envelope_of(tenant, state[HEADER.size : data_from])
-    except (ValueError, KeyError, AttributeError, struct.error) as broken:
+        return Recorded(event, stream, version, position, instant(at_us), number, envelope)
+    except UNREADABLE as broken:
         raise Unreadable(f"position {position}, {name[:80]!r}: {broken}") from broken
-    return Recorded(event, stream, version, position, instant(at_us), number, envelope)
 
 
 def split(originator_id: str) -> tuple[str, str]:
@@ -106,4 +124,6 @@ class FactMapper(Mapper[str]):
             state = self.compressor.decompress(state)
         tenant, stream = split(str(stored_event.originator_id))
         position = getattr(stored_event, "id", 0)
-        return recorded_of(tenant, stream, stored_event.originator_version, position, stored_event.topic, state)
+        return recorded_of(
+            tenant, stream, stored_event.originator_version, position, stored_event.topic, state
+        )

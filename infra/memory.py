@@ -36,10 +36,11 @@ class MemoryLog:
         with self.lock:
             if spent := self.spent(envelope):
                 return spent
-            for stream, version in append.versions.items():
-                if len(self.streams.get((envelope.tenant, stream), ())) != version:
+            for read, version in append.versions.items():
+                if len(self.streams.get((envelope.tenant, read), ())) != version:
                     return Stale(tuple(self.read(envelope.tenant, append.versions)))
-            self.at_us = max(self.at_us, microseconds(append.at))
+            if append.facts:
+                self.at_us = max(self.at_us, microseconds(append.at))
             first, written = len(self.rows) + 1, envelope_json(envelope)
             for number, fact in enumerate(append.facts):
                 stream = self.streams.setdefault((envelope.tenant, fact.stream), [])
@@ -76,5 +77,3 @@ class MemoryLog:
     def _recorded(self, position: int) -> Recorded:
         tenant, stream, version, name, state = self.rows[position - 1]
         return recorded_of(tenant, stream, version, position, name, state)
-
-

@@ -12,7 +12,9 @@ from importlib import resources
 import psycopg
 from psycopg import sql
 
+from infra.readmodel import define
 from infra.settings import BadSetting, Role, Settings
+from projections.registry import PROJECTIONS
 
 LOCK = 0x436F756E746572
 """Of migrations: any constant will do, as long as it stays."""
@@ -29,15 +31,14 @@ def migrate(settings: Settings) -> None:
         conn.execute("SELECT pg_advisory_lock(%s)", (LOCK,))
         _roles(conn, settings)
         schema = sql.Identifier(schema_of(settings))
-        conn.execute(
-            sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION counterfoil_owner").format(schema)
-        )
+        conn.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION counterfoil_owner").format(schema))
         conn.execute(
             sql.SQL("GRANT USAGE ON SCHEMA {} TO counterfoil_app, counterfoil_worker").format(schema)
         )
         with psycopg.connect(settings.role_dsn("owner")) as owner:
             owner.execute(sql.SQL("SET search_path = {}").format(schema))
             _files(owner, schema_of(settings))
+            define(owner, PROJECTIONS)
 
 
 def schema_of(settings: Settings) -> str:
@@ -68,7 +69,9 @@ def _files(owner: psycopg.Connection[tuple[object, ...]], schema: str) -> None:
         "CREATE TABLE IF NOT EXISTS migrations "
         "(name text PRIMARY KEY, digest text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
     )
-    applied = {str(name): str(digest) for name, digest in owner.execute("SELECT name, digest FROM migrations")}
+    applied = {
+        str(name): str(digest) for name, digest in owner.execute("SELECT name, digest FROM migrations")
+    }
     for name, text in migrations():
         digest = hashlib.sha256(text.encode()).hexdigest()
         if name in applied:

@@ -27,9 +27,7 @@ OFFER_LIST = Query(
 def project(recorded: Recorded) -> list[RowOp]:
     match recorded.event:
         case OfferListed() as listed:
-            row = OfferRow(
-                offer=listed.offer, title=listed.title, delivery=listed.delivery, pool=listed.pool
-            )
+            row = OfferRow(offer=listed.offer, title=listed.title, delivery=listed.delivery, pool=listed.pool)
             return [Put(OFFERS, row)]
         case _:
             return []

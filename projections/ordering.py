@@ -53,9 +53,7 @@ class ReturnRow(Value):
 ORDERS = Table("orders", OrderRow, key=("order_id",))
 RETURNS = Table("returns", ReturnRow, key=("return_id",))
 
-ORDER_BY_ID = Query(
-    OrderRow, (("ordering", ORDERS),), "SELECT * FROM {orders} WHERE order_id = %(order_id)s"
-)
+ORDER_BY_ID = Query(OrderRow, (("ordering", ORDERS),), "SELECT * FROM {orders} WHERE order_id = %(order_id)s")
 ORDER_LIST = Query(
     OrderRow,
     (("ordering", ORDERS),),

@@ -4,14 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any
+from functools import lru_cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from uuid import UUID
+
+from pydantic import NaiveDatetime
 
 from domain.facts import Event, Recorded
 from domain.values import Value
 
 Big = Annotated[int, "big"]
 """An integer of any size: a sum of exact amounts may pass 64 bits."""
+
+
+Kind = Literal["text", "int", "big", "bool", "uuid", "instant", "local"]
+"""What a column holds: `int` has 64 bits, `instant` is UTC, `local` is a time without a zone."""
+KINDS: dict[Any, Kind] = {
+    str: "text",
+    int: "int",
+    bool: "bool",
+    UUID: "uuid",
+    datetime: "instant",
+    NaiveDatetime: "local",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    kind: Kind
+    nullable: bool = False
 
 
 class Engine(StrEnum):
@@ -34,8 +59,24 @@ class Table:
     sums: tuple[str, ...] = ()
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(self.row.model_fields)
+    def columns(self) -> tuple[Column, ...]:
+        """The tenant, then the row's fields."""
+        return columns_of(self.row)
+
+    @property
+    def whole_key(self) -> tuple[str, ...]:
+        return ("tenant", *self.key)
+
+
+@lru_cache(maxsize=1_000)
+def columns_of(row: type[Value]) -> tuple[Column, ...]:
+    columns = [Column("tenant", "text")]
+    for name, field in row.model_fields.items():
+        kind, nullable = field.annotation, False
+        if get_origin(kind) in (Union, UnionType):
+            kind, nullable = next(part for part in get_args(kind) if part is not NoneType), True
+        columns.append(Column(name, "big" if "big" in field.metadata else KINDS[kind], nullable))
+    return tuple(columns)
 
 
 @dataclass(frozen=True, slots=True)

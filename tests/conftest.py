@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from uuid import uuid4
 
 import psycopg
@@ -13,6 +12,7 @@ from psycopg import sql
 from infra.engines.postgres import EmbeddedPostgres
 from infra.migrate import migrate
 from infra.settings import Settings
+from tests.ledgers import InMemory, InPostgres, Ledger
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +45,20 @@ def settings(template: Settings, postgres: EmbeddedPostgres) -> Iterator[Setting
     yield template.model_copy(update={"postgres_dsn": f"{base}/{name}"})
     with psycopg.connect(admin, autocommit=True) as conn:
         conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def stored(settings: Settings) -> Iterator[InPostgres]:
+    """A ledger in Postgres."""
+    ledger = InPostgres(settings)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def ledger(request: pytest.FixtureRequest) -> Ledger:
+    """A ledger of each kind: what holds for one has to hold for the other."""
+    if request.param == "memory":
+        return InMemory()
+    in_postgres: InPostgres = request.getfixturevalue("stored")
+    return in_postgres

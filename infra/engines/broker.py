@@ -20,7 +20,7 @@ class EmbeddedBroker(Server):
 
     name = "broker"
     stop_signal = signal.SIGKILL  # it keeps nothing that a slower end could save
-    grace_s = 2.0
+    grace_s = 1.0
 
     @property
     def address(self) -> str:
@@ -44,6 +44,9 @@ class EmbeddedBroker(Server):
         }
         # A directory of its own, because it reads the `.env` it finds.
         return Command(self._tethered([self._binary, "broker"]), environment, self.directory)
+
+    def setting(self) -> dict[str, str]:
+        return {"kafka": self.address}
 
     def answers(self, pid: int) -> bool:
         """Whether it answers Kafka's first question; a port alone opens before the broker serves."""

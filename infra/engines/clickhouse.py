@@ -16,8 +16,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,7 @@ ENGINE_LIMITS = {
     "compiled_expression_cache_size": 8 << 20,
     "max_thread_pool_size": 64,
 }
-QUERY_LIMITS = {"max_threads": 2, "max_memory_usage": 512 << 20}
+QUERY_LIMITS = {"max_threads": 2, "max_memory_usage": 512 << 20, "max_result_bytes": 128 << 20}
 # Parameters of a request that are not settings of its query.
 TRANSPORT = {
     *("query", "query_id", "database", "default_format", "role", "quota_key", "user", "password"),
@@ -70,7 +69,7 @@ class EmbeddedClickHouse(Server):
     """One engine over one directory. Two processes on one directory are kept apart by a lock."""
 
     name = "clickhouse"
-    grace_s = 10.0
+    grace_s = 3.0
 
     @property
     def url(self) -> str:
@@ -83,6 +82,9 @@ class EmbeddedClickHouse(Server):
         root = str(Path(__file__).parents[2])
         environment = os.environ | {PASSWORD_VARIABLE: self._password, "PYTHONPATH": root}
         return Command(self._tethered(argv, lock=self.directory / "lock"), environment, self.directory)
+
+    def setting(self) -> dict[str, str]:
+        return {"clickhouse": self.url}
 
     def answers(self, pid: int) -> bool:
         connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=PROBE_TIMEOUT_S)
@@ -108,6 +110,30 @@ class Answer:
     summary: dict[str, str]
 
 
+class Session:
+    """A connection of the library, with the database and the settings it has at the moment."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._database = "default"
+        self._settings: dict[str, str] = {}
+        for name, value in QUERY_LIMITS.items():
+            connection.query(f"SET {name} = {value}")
+
+    def prepare(self, database: str, settings: Mapping[str, str]) -> None:
+        """Become what one request asks for; costs nothing when the request before asked for the same."""
+        if database != self._database:
+            self.connection.query(f"USE `{database.replace('`', '')}`")
+            self._database = database
+        for name in self._settings.keys() - settings.keys():
+            self.connection.query(f"SET {name} = {QUERY_LIMITS.get(name, 'DEFAULT')}")
+            del self._settings[name]
+        for name, value in settings.items():
+            if self._settings.get(name) != value:
+                self.connection.query(f"SET {_identifier(name)} = '{_quoted(value)}'")
+                self._settings[name] = value
+
+
 class Engine:
     """The library, opened once for `path`; each of its connections runs one query at a time."""
 
@@ -120,12 +146,12 @@ class Engine:
                 "or set COUNTERFOIL_CLICKHOUSE to use a server of your own"
             ) from error
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._open = chdb.connect
         limits = "&".join(f"{name}={value}" for name, value in ENGINE_LIMITS.items())
-        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
+        self._address = f"file:{path}?{limits}"
+        self._idle: queue.LifoQueue[Session] = queue.LifoQueue()
         for _ in range(CONNECTIONS):
-            connection = chdb.connect(f"file:{path}?{limits}")
-            _set(connection, QUERY_LIMITS)
-            self._idle.put(connection)
+            self._idle.put(Session(self._open(self._address)))
         self._inbox = path.parent / "inbox"
         shutil.rmtree(self._inbox, ignore_errors=True)  # what an engine that was killed left behind
         self._inbox.mkdir(mode=0o700)
@@ -138,15 +164,24 @@ class Engine:
             if name not in TRANSPORT and not name.startswith("param_")
         }
         bound = {name[6:]: value for name, value in parameters.items() if name.startswith("param_")}
-        with self._connection(parameters.get("database") or "default", settings) as connection:
+        session = self._idle.get()
+        try:
+            session.prepare(parameters.get("database") or "default", settings)
             insert = INSERT.match(query)
             if insert and insert.end() < len(query):
-                return self._insert(connection, insert, query)
+                return self._insert(session.connection, insert, query)
             named = FORMAT.search(query)
             name = named.group(1).decode() if named else parameters.get("default_format", "TabSeparated")
-            result = connection.query(query, name, params=bound)
+            result = session.connection.query(query, name, params=bound)
             read = {"read_rows": str(result.rows_read()), "read_bytes": str(result.bytes_read())}
             return Answer(result.bytes() or b"", name, read)
+        except RuntimeError:
+            # A connection that failed in the middle of a result would give the rest to the next query.
+            broken, session = session, Session(self._open(self._address))
+            broken.connection.close()
+            raise
+        finally:
+            self._idle.put(session)
 
     def _insert(self, connection: Any, insert: re.Match[bytes], query: bytes) -> Answer:
         """Through a file: the library takes data of a binary format in no other way."""
@@ -158,18 +193,6 @@ class Engine:
             result = connection.query(b"INSERT INTO " + target + source + name, "TabSeparated")
         written = {"written_rows": str(result.rows_read()), "written_bytes": str(result.bytes_read())}
         return Answer(b"", "TabSeparated", written)
-
-    @contextmanager
-    def _connection(self, database: str, settings: Mapping[str, str]) -> Iterator[Any]:
-        """One connection with the settings of one request, put back as it was."""
-        connection = self._idle.get()
-        try:
-            connection.query(f"USE `{database.replace('`', '')}`")
-            _set(connection, settings)
-            yield connection
-        finally:
-            _unset(connection, settings)
-            self._idle.put(connection)
 
 
 def application(engine: Engine, password: str) -> Starlette:
@@ -223,20 +246,6 @@ def _failure(message: str, status: int) -> Response:
     return PlainTextResponse(text, status, headers=headers)
 
 
-def _set(connection: Any, settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        connection.query(f"SET {_identifier(name)} = '{_quoted(str(value))}'")
-
-
-def _unset(connection: Any, settings: Mapping[str, str]) -> None:
-    for name in settings:
-        value = QUERY_LIMITS.get(name, "DEFAULT")
-        try:
-            connection.query(f"SET {_identifier(name)} = {value}")
-        except RuntimeError:
-            continue  # the engine did not know it when it was set either
-
-
 def _identifier(name: str) -> str:
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"Code: 115. DB::Exception: {name!r} is no name of a setting")
@@ -259,7 +268,7 @@ def main() -> None:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=120,  # longer than a client's pool keeps one, so that only clients close
-        timeout_graceful_shutdown=3,
+        timeout_graceful_shutdown=2,
     )
 
 

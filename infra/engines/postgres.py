@@ -8,6 +8,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
@@ -53,6 +54,7 @@ class EmbeddedPostgres(Server):
     name = "postgres"
     stop_signal = signal.SIGINT  # "fast shutdown": sessions are cut, a checkpoint is written
     death_signal = signal.SIGINT
+    grace_s = 6.0
 
     def __init__(
         self,
@@ -103,6 +105,9 @@ class EmbeddedPostgres(Server):
             return False
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
+    def setting(self) -> dict[str, str]:
+        return {"postgres_dsn": self.dsn}
+
     def start(self, timeout_s: float = 60.0) -> Self:
         """As every server; the time allows for the recovery of a full WAL."""
         return super().start(timeout_s)
@@ -122,9 +127,9 @@ class EmbeddedPostgres(Server):
 
     def _create(self, bindir: Path) -> None:
         """Built beside its place and renamed, so that a cluster is complete or absent."""
-        fresh = self.directory / "data.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(mode=0o700)
+        for left_over in self.directory.glob("new-*"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        fresh = Path(tempfile.mkdtemp(prefix="new-", dir=self.directory))
         if self._account:
             os.chown(fresh, self._account.pw_uid, self._account.pw_gid)
         where = self._seen_from_within(fresh)

@@ -62,6 +62,10 @@ class Server:
         """Whether the process `pid` serves requests by now. Never raises, takes at most about a second."""
         raise NotImplementedError
 
+    def setting(self) -> dict[str, str]:
+        """The field of Settings that points at this server, and its value."""
+        raise NotImplementedError
+
     def start(self, timeout_s: float = 30.0) -> Self:
         """Run until `stop`, or until the calling process dies; what is left of an earlier run is ended first.
 
@@ -147,13 +151,13 @@ def free_port() -> int:
     """A loopback port that nobody listens on at this moment."""
     for _ in range(100):
         port = secrets.choice(PORTS)
-        if _bindable(port):
+        if is_free(port):
             return port
     raise EngineFault(f"no free port found between {PORTS.start} and {PORTS.stop}; close some servers")
 
 
 def require_free(port: int) -> None:
-    if not _bindable(port):
+    if not is_free(port):
         raise EngineFault(f"port {port} on {LOOPBACK} is in use; stop what uses it or choose another one")
 
 
@@ -172,12 +176,12 @@ def tail(path: Path) -> str:
     return path.read_text(errors="replace")[-LOG_TAIL_CHARS:]
 
 
-def _bindable(port: int) -> bool:
+def is_free(port: int, host: str = LOOPBACK) -> bool:
     with socket.socket() as probe:
         # As the servers do themselves: connections left in TIME_WAIT do not count as use.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((host, port))
         except OSError:
             return False
     return True

@@ -24,7 +24,7 @@ CREATE TABLE head (                    -- locking this row is the order of the l
 INSERT INTO head VALUES (true, 0, 0, 1);
 
 CREATE TABLE commands (                -- spent idempotency keys: they never expire
-    tenant text COLLATE "C" NOT NULL,
+    tenant text COLLATE "C" NOT NULL CHECK (tenant <> '' AND strpos(tenant, '/') = 0),
     actor text COLLATE "C" NOT NULL,
     key text COLLATE "C" NOT NULL,
     digest bytea NOT NULL,
@@ -45,6 +45,8 @@ CREATE FUNCTION append(
 ) LANGUAGE plpgsql SECURITY DEFINER
   SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $body$
 -- One command: appended, or told why not. Every word of the answer is decided under the head row.
+-- The tenant is an argument: who may append at all may append for any tenant, and the handler says whose
+-- actor asks. Row-level security is the wall for reading.
 -- `p_streams` numbers each fact's stream among those read (from 1), so a fact always follows what
 -- was read of its stream, without a gap. Plans are pinned to the indexes because they are cached
 -- while the table is still empty.

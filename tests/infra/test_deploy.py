@@ -72,6 +72,12 @@ def test_only_the_migration_sees_the_owner_of_the_database(services: dict[str, d
         assert not any("OWNER_PASSWORD" in str(value) for value in given.values()), role
 
 
+def test_only_roles_that_run_commands_can_open_sealed_fields(services: dict[str, dict[str, Any]]) -> None:
+    # PyYAML has already merged the anchors, as compose does.
+    holders = {role for role in ROLES if "COUNTERFOIL_SEALING_KEY" in services[role]["environment"]}
+    assert holders == {"api", "worker", "deadlines"}
+
+
 def test_every_secret_is_asked_for_and_none_is_written_down() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
     asked = set(re.findall(r"\$\{(\w+):\?", text))

@@ -120,6 +120,7 @@ def test_a_query_says_what_it_wrote(client: Any) -> None:
         ("SELECT no_such_column FROM system.one", 47),
         ("SELECT {x:Int64}", 456),
         ("SELECT uniqExact(number) FROM numbers(100000000)", 241),
+        ("SELECT number, toString(number) FROM numbers(50000000)", 396),
     ],
 )
 def test_an_error_carries_clickhouses_own_code_and_the_engine_lives_on(

@@ -118,7 +118,7 @@ def test_it_dies_with_its_owner_and_the_next_owner_waits_for_the_last_process(co
     owner.communicate()
     server = EmbeddedPostgres(copy).start()
     try:
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert _gone(pid)
     finally:
         server.stop()
 
@@ -147,12 +147,13 @@ def test_a_setting_the_server_refuses_ends_with_the_reason_from_its_log(copy: Pa
 
 
 def test_a_creation_cut_short_is_begun_again(tmp_path: Path) -> None:
-    (tmp_path / "postgres" / "data.new").mkdir(parents=True)
-    (tmp_path / "postgres" / "data.new" / "PG_VERSION").write_text("18")
+    (tmp_path / "postgres" / "new-1").mkdir(parents=True)
+    (tmp_path / "postgres" / "new-1" / "PG_VERSION").write_text("18")
     server = EmbeddedPostgres(tmp_path / "postgres").start()
     try:
         with psycopg.connect(server.dsn) as session:
             assert session.execute("SELECT 1").fetchone() == (1,)
+        assert list((tmp_path / "postgres").glob("new-*")) == []
     finally:
         server.stop()
 
@@ -188,6 +189,25 @@ def test_the_tether_refuses_to_run_below_another_parent_than_it_was_given() -> N
     assert ended.returncode == EX_ORPHAN
 
 
+def test_a_tethered_program_dies_with_its_parent_and_an_untethered_one_does_not() -> None:
+    parent = (
+        "import os, signal, subprocess\n"
+        "from infra.engines.tether import tethered\n"
+        "tied = subprocess.Popen(tethered(['sleep', '60'], parent_pid=os.getpid()))\n"
+        "quiet = subprocess.DEVNULL\n"
+        "untied = subprocess.Popen(['sleep', '60'], stdout=quiet, stderr=quiet)\n"
+        "while b'tether' in open(f'/proc/{tied.pid}/cmdline', 'rb').read(): pass\n"
+        "print(tied.pid, untied.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", parent], check=False, capture_output=True, text=True)
+    tied, untied = (int(pid) for pid in ended.stdout.split())
+    time.sleep(0.2)
+    assert _gone(tied)
+    assert not _gone(untied), "the proof above would not notice a tether that does nothing"
+    os.kill(untied, signal.SIGKILL)
+
+
 def test_the_tether_names_a_program_it_cannot_run() -> None:
     ended = subprocess.run(
         tethered(["/no/such/program"], parent_pid=os.getpid()), check=False, capture_output=True, text=True
@@ -211,6 +231,10 @@ def test_the_tether_holds_its_lock_until_the_last_descendant_has_gone(
 def test_a_free_port_is_below_the_range_that_clients_are_given() -> None:
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     assert all(free_port() < lowest for _ in range(20))
+
+
+def _gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def _with_owner(source: str, target: str) -> str:

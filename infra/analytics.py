@@ -1,0 +1,222 @@
+"""Read models in ClickHouse: blocks of rows, then how far they reach, in a progress table.
+
+Nothing there is transactional, so everything is idempotent: a table's sorting key is its identity
+(ReplacingMergeTree, read with FINAL), and progress is written after the block is acknowledged. A
+crash between the two repeats a block, which changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, ProgrammingError
+
+from infra.ledger import Ledger, Place
+from infra.mapper import StoredFact
+from infra.readmodel import PostgresUnit
+from infra.sinks import Follower, Mark, Refused, Taken
+from projections.registry import projections_in
+from projections.rows import Column, Engine, Kind, Projection, Put, Table
+
+TYPES: dict[Kind, str] = {
+    "text": "String",
+    "int": "Int64",
+    "big": "Int128",
+    "bool": "Bool",
+    "uuid": "UUID",
+    "instant": "DateTime64(6, 'UTC')",
+    "local": "DateTime64(6, 'UTC')",
+}
+PROGRESS = (
+    "CREATE TABLE IF NOT EXISTS progress (name String, version UInt32, topic String, partition UInt32,"
+    " position UInt64, written_at DateTime DEFAULT now())"
+    " ENGINE = ReplacingMergeTree(position) ORDER BY (name, version, topic, partition)"
+)
+TIMEOUT_S = 30
+
+
+class AnalyticsUnavailable(Exception):
+    """A fault: ClickHouse does not answer."""
+
+
+def physical(table: Table, version: int) -> str:
+    return f"{table.name}_v{version}"
+
+
+def definition(table: Table, version: int) -> str:
+    columns = ", ".join(f"{column.name} {_type(column)}" for column in table.columns)
+    return (
+        f"CREATE TABLE IF NOT EXISTS {physical(table, version)} ({columns}, from_position UInt64)"
+        f" ENGINE = ReplacingMergeTree(from_position) ORDER BY ({', '.join(table.whole_key)})"
+    )
+
+
+def _type(column: Column) -> str:
+    return f"Nullable({TYPES[column.kind]})" if column.nullable else TYPES[column.kind]
+
+
+@lru_cache(maxsize=1_000)
+def _fields(table: Table) -> tuple[str, ...]:
+    return tuple(column.name for column in table.columns[1:])
+
+
+class ClickHouse:
+    """One database for each ledger. The stock client is synchronous; calls from tasks go by a thread."""
+
+    def __init__(self, url: str, database: str) -> None:
+        self.url, self.database = url, database
+        self.client: Client | None = None
+        self.lock = threading.Lock()
+
+    def define(self, projections: Iterable[Projection] | None = None, version: int = 1) -> None:
+        """Make what is missing."""
+        with self.lock:
+            admin = self._connect("default")
+            admin.command(f"CREATE DATABASE IF NOT EXISTS {self.database}")
+            admin.close()
+            client = self._open()
+            client.command(PROGRESS)
+            for projection in projections_in(Engine.CLICKHOUSE) if projections is None else projections:
+                for table in projection.tables_in(Engine.CLICKHOUSE):
+                    client.command(definition(table, version))
+
+    def query(
+        self, sql: str, parameters: dict[str, Any] | None = None
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """(column names, rows). Raises AnalyticsUnavailable; a query it refuses is a bug and passes."""
+        with self.lock:
+            answer = self._guarded(lambda client: client.query(sql, parameters=parameters))
+        return list(answer.column_names), [tuple(row) for row in answer.result_rows]
+
+    def command(self, sql: str) -> None:
+        with self.lock:
+            self._guarded(lambda client: client.command(sql))
+
+    def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+        with self.lock:
+            self._guarded(lambda client: client.insert(table, rows, column_names=columns))
+
+    def _guarded(self, call: Any) -> Any:
+        try:
+            return call(self._open())
+        except (DataError, ProgrammingError):
+            raise
+        except (ClickHouseError, OSError) as lost:
+            self.close()
+            raise AnalyticsUnavailable(str(lost)[:300]) from lost
+
+    def _open(self) -> Client:
+        if self.client is None:
+            self.client = self._connect(self.database)
+        return self.client
+
+    def _connect(self, database: str) -> Client:
+        return clickhouse_connect.get_client(
+            dsn=self.url,
+            database=database,
+            connect_timeout=5,
+            send_receive_timeout=TIMEOUT_S,
+            autogenerate_session_id=False,
+        )
+
+    def close(self) -> None:
+        if self.client is not None:
+            self.client.close()
+            self.client = None
+
+
+class ClickHouseUnit:
+    """One flush. Parked facts and versions are kept in Postgres, beside everybody else's."""
+
+    def __init__(self, clickhouse: ClickHouse, desk: PostgresUnit) -> None:
+        self.clickhouse, self.desk = clickhouse, desk
+
+    async def marks(self, follower: Follower, places: Sequence[Place]) -> dict[Place, Mark]:
+        held = await self.desk.marks(follower, places)
+        version = next(iter(held.values())).version
+        _, rows = await asyncio.to_thread(
+            self.clickhouse.query,
+            "SELECT topic, partition, max(position) FROM progress"
+            " WHERE name = %(name)s AND version = %(version)s GROUP BY topic, partition",
+            {"name": follower.name, "version": version},
+        )
+        written = {(topic, partition): int(position) for topic, partition, position in rows}
+        return {place: Mark(version, written.get(place, 0)) for place in places}
+
+    async def parked(self, follower: Follower) -> set[str]:
+        return await self.desk.parked(follower)
+
+    async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
+        rows: dict[Table, list[list[Any]]] = {}
+        for fact, recorded, ops in taken:
+            for op in ops:
+                if isinstance(op, Put) and op.table.engine is Engine.CLICKHOUSE:
+                    values = op.row.__dict__
+                    rows.setdefault(op.table, []).append(
+                        [
+                            recorded.envelope.tenant,
+                            *[values[name] for name in _fields(op.table)],
+                            fact.position,
+                        ]
+                    )
+        for table, block in rows.items():
+            columns = [column.name for column in table.columns] + ["from_position"]
+            try:
+                await asyncio.to_thread(self.clickhouse.insert, physical(table, version), columns, block)
+            except (DataError, ProgrammingError) as refused:
+                raise Refused(taken[0][0], str(refused).splitlines()[0]) from refused
+
+    async def park(self, follower: Follower, place: Place, facts: Iterable[tuple[StoredFact, str]]) -> None:
+        await self.desk.park(follower, place, facts)
+
+    async def unpark(self, follower: Follower, facts: Iterable[StoredFact]) -> None:
+        await self.desk.unpark(follower, facts)
+
+    async def parked_facts(self, follower: Follower, limit: int) -> list[tuple[str, int, str, int]]:
+        return await self.desk.parked_facts(follower, limit)
+
+    async def mark(self, follower: Follower, version: int, reached: dict[Place, int]) -> None:
+        rows = [[follower.name, version, *place, position] for place, position in reached.items()]
+        columns = ["name", "version", "topic", "partition", "position"]
+        await asyncio.to_thread(self.clickhouse.insert, "progress", columns, rows)
+        await self.desk.mark(follower, version, reached)  # a copy, for the relay's rewind and for /ready
+
+
+class ClickHouseSink:
+    """Rows in ClickHouse; the truth about how far they reach is in its own progress table."""
+
+    engine = "clickhouse"
+
+    def __init__(self, clickhouse: ClickHouse, ledger: Ledger) -> None:
+        self.clickhouse, self.ledger = clickhouse, ledger
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[ClickHouseUnit]:
+        async with self.ledger.transaction() as conn:
+            yield ClickHouseUnit(self.clickhouse, PostgresUnit(conn, self.engine))
+
+    async def standing(self, followers: Sequence[Follower]) -> dict[tuple[str, str, int], int]:
+        _, rows = await asyncio.to_thread(
+            self.clickhouse.query,
+            "SELECT name, version, topic, partition, max(position) FROM progress"
+            " GROUP BY name, version, topic, partition",
+        )
+        conn = await self.ledger.open()
+        shown = dict(
+            await (
+                await conn.execute("SELECT name, version FROM projections WHERE engine = %s", (self.engine,))
+            ).fetchall()
+        )
+        names = {follower.name for follower in followers}
+        return {
+            (name, topic, int(partition)): int(position)
+            for name, version, topic, partition, position in rows
+            if name in names and version == shown.get(name, 1)
+        }

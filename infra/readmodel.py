@@ -1,0 +1,380 @@
+"""Read models in Postgres: rows, their past and their checkpoint, in one transaction.
+
+The shown version of a table is `NAME_vN`; beside it stands its past: `NAME_vN_history` for rows
+that are put, one row for each `[from_position, to_position)`; `NAME_vN_moves` for sums, one row for
+each (key, position). So the state at any position can be told of every table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import Any
+
+import psycopg
+
+from infra.ledger import Ledger, Place
+from infra.mapper import StoredFact
+from infra.sinks import Follower, Mark, Refused, Taken
+from projections.rows import Add, Column, Delete, Engine, Kind, Projection, Put, Table
+
+TYPES: dict[Kind, str] = {
+    "text": "text",
+    "int": "bigint",
+    "big": "numeric",
+    "bool": "boolean",
+    "uuid": "uuid",
+    "instant": "timestamptz",
+    "local": "timestamp",
+}
+
+
+def physical(table: Table, version: int) -> str:
+    return f"{table.name}_v{version}"
+
+
+def past(table: Table, version: int) -> str:
+    return f"{physical(table, version)}_{'moves' if table.sums else 'history'}"
+
+
+# ── definitions ───────────────────────────────────────────────────────────────────────────────────
+
+
+def definitions(table: Table, version: int) -> Iterator[str]:
+    """Statements that make a table and its past, closed to other tenants; run by the owner."""
+    name, key = physical(table, version), _list(table.whole_key)
+    yield f"CREATE TABLE {name} ({_ddl(table.columns)}, PRIMARY KEY ({key}))"
+    if table.sums:
+        kept = tuple(column for column in table.columns if column.name in (*table.whole_key, *table.sums))
+        yield (
+            f"CREATE TABLE {past(table, version)} ({_ddl(kept)}, from_position bigint NOT NULL,"
+            f" PRIMARY KEY ({key}, from_position))"
+        )
+    else:
+        yield (
+            f"CREATE TABLE {past(table, version)} ({_ddl(table.columns)}, from_position bigint NOT NULL,"
+            f" to_position bigint, PRIMARY KEY ({key}, from_position))"
+        )
+    for each in (name, past(table, version)):
+        yield f"ALTER TABLE {each} ENABLE ROW LEVEL SECURITY"
+        yield f"ALTER TABLE {each} FORCE ROW LEVEL SECURITY"
+        yield f"CREATE POLICY owner_all ON {each} TO counterfoil_owner USING (true) WITH CHECK (true)"
+        yield f"CREATE POLICY worker_all ON {each} TO counterfoil_worker USING (true) WITH CHECK (true)"
+        yield (
+            f"CREATE POLICY app_own_tenant ON {each} FOR SELECT TO counterfoil_app"
+            " USING (tenant = current_setting('counterfoil.tenant', true))"
+        )
+        yield f"GRANT SELECT ON {each} TO counterfoil_app"
+        yield f"GRANT SELECT, INSERT, UPDATE, DELETE ON {each} TO counterfoil_worker"
+
+
+def _ddl(columns: Iterable[Column]) -> str:
+    return ", ".join(
+        f'"{column.name}" {TYPES[column.kind]}{"" if column.nullable else " NOT NULL"}' for column in columns
+    )
+
+
+def _list(names: Iterable[str], prefix: str = "") -> str:
+    return ", ".join(f'{prefix}"{name}"' for name in names)
+
+
+def define(conn: psycopg.Connection[Any], projections: Iterable[Projection]) -> None:
+    """Make version 1 of every projection that has no tables yet; the connection is the owner's."""
+    for projection in projections:
+        tables = projection.tables_in(Engine.POSTGRES)
+        known = conn.execute(
+            "SELECT 1 FROM projections WHERE engine = 'postgres' AND name = %s", (projection.name,)
+        ).fetchone()
+        if tables and known is None:
+            for table in tables:
+                for statement in definitions(table, 1):
+                    conn.execute(statement.encode())
+            conn.execute("INSERT INTO projections VALUES ('postgres', %s, 1)", (projection.name,))
+
+
+# ── statements ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _arrays(columns: Sequence[Column], extra: Sequence[str] = ()) -> str:
+    return ", ".join(
+        [f"%b::{TYPES[column.kind]}[]" for column in columns] + [f"%b::{each}[]" for each in extra]
+    )
+
+
+def _same_key(table: Table, left: str, right: str) -> str:
+    return " AND ".join(f'{left}."{name}" = {right}."{name}"' for name in table.whole_key)
+
+
+def _key_columns(table: Table) -> tuple[Column, ...]:
+    return tuple(column for column in table.columns if column.name in table.whole_key)
+
+
+def _sum_columns(table: Table) -> tuple[Column, ...]:
+    return _key_columns(table) + tuple(column for column in table.columns if column.name in table.sums)
+
+
+@lru_cache(maxsize=1_000)
+def _upsert(table: Table, version: int) -> str:
+    rest = [column.name for column in table.columns if column.name not in table.whole_key]
+    updates = ", ".join(f'"{name}" = excluded."{name}"' for name in rest)
+    return (
+        f"INSERT INTO {physical(table, version)} ({_list(c.name for c in table.columns)})"
+        f" SELECT * FROM unnest({_arrays(table.columns)}) ON CONFLICT ({_list(table.whole_key)})"
+        f" DO {f'UPDATE SET {updates}' if rest else 'NOTHING'}"
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _remove(table: Table, version: int) -> str:
+    keys = _key_columns(table)
+    return (
+        f"DELETE FROM {physical(table, version)} t USING unnest({_arrays(keys)}) d({_list(c.name for c in keys)})"
+        f" WHERE {_same_key(table, 't', 'd')}"
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _close(table: Table, version: int) -> str:
+    keys = _key_columns(table)
+    return (
+        f"UPDATE {past(table, version)} t SET to_position = d.at"
+        f" FROM unnest({_arrays(keys, ('bigint',))}) d({_list(c.name for c in keys)}, at)"
+        f" WHERE {_same_key(table, 't', 'd')} AND t.to_position IS NULL"
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _open(table: Table, version: int) -> str:
+    return (
+        f"INSERT INTO {past(table, version)} ({_list(c.name for c in table.columns)}, from_position, to_position)"
+        f" SELECT * FROM unnest({_arrays(table.columns, ('bigint', 'bigint'))})"
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _sum(table: Table, version: int) -> str:
+    columns, name = _sum_columns(table), physical(table, version)
+    updates = ", ".join(f'"{each}" = {name}."{each}" + excluded."{each}"' for each in table.sums)
+    return (
+        f"INSERT INTO {name} ({_list(c.name for c in columns)}) SELECT * FROM unnest({_arrays(columns)})"
+        f" ON CONFLICT ({_list(table.whole_key)}) DO UPDATE SET {updates}"
+    )
+
+
+@lru_cache(maxsize=1_000)
+def _move(table: Table, version: int) -> str:
+    columns = _sum_columns(table)
+    return (
+        f"INSERT INTO {past(table, version)} ({_list(c.name for c in columns)}, from_position)"
+        f" SELECT * FROM unnest({_arrays(columns, ('bigint',))})"
+    )
+
+
+def _columnar(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    return columns or [[] for _ in range(width)]
+
+
+# ── one table's share of a batch ──────────────────────────────────────────────────────────────────
+
+
+class PutBatch:
+    """Puts and deletes of one table, in log order: the last one of a key is shown, all are kept."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.fields = [column.name for column in table.columns[1:]]
+        self.last: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
+        self.closed: dict[tuple[Any, ...], int] = {}
+        self.opened: list[list[Any]] = []
+        self.open: dict[tuple[Any, ...], int] = {}
+
+    def add(self, tenant: str, position: int, op: Put | Delete) -> None:
+        key = (tenant, *op.key)
+        before = self.open.pop(key, None)
+        if before is not None:
+            self.opened[before][-1] = position
+        elif key not in self.closed:
+            self.closed[key] = position
+        if isinstance(op, Delete):
+            self.last[key] = None
+            return
+        values = op.row.__dict__
+        row = (tenant, *[values[name] for name in self.fields])
+        self.last[key] = row
+        if before is not None and self.opened[before][-2] == position:
+            self.opened.pop(before)  # put twice by one fact: only the later one ever was
+        self.open[key] = len(self.opened)
+        self.opened.append([*row, position, None])
+
+    async def write(self, conn: psycopg.AsyncConnection[Any], version: int) -> None:
+        keys, width = len(self.table.whole_key), len(self.table.columns)
+        if rows := [row for row in self.last.values() if row is not None]:
+            await conn.execute(_upsert(self.table, version), _columnar(rows, width), binary=True)
+        if gone := [key for key, row in self.last.items() if row is None]:
+            await conn.execute(_remove(self.table, version), _columnar(gone, keys), binary=True)
+        closes = [(*key, position) for key, position in self.closed.items()]
+        await conn.execute(_close(self.table, version), _columnar(closes, keys + 1), binary=True)
+        if self.opened:
+            opened = _columnar([tuple(row) for row in self.opened], width + 2)
+            await conn.execute(_open(self.table, version), opened, binary=True)
+
+
+class SumBatch:
+    """Additions to one table: added up for each key, each fact's share kept as a move."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.totals: dict[tuple[Any, ...], list[int]] = {}
+        self.moves: dict[tuple[Any, ...], list[int]] = {}
+
+    def add(self, tenant: str, position: int, op: Add) -> None:
+        key = (tenant, *op.key)
+        total = self.totals.setdefault(key, [0] * len(self.table.sums))
+        move = self.moves.setdefault((key, position), [0] * len(self.table.sums))
+        for nth, name in enumerate(self.table.sums):
+            delta = op.deltas.get(name, 0)
+            total[nth] += delta
+            move[nth] += delta
+
+    async def write(self, conn: psycopg.AsyncConnection[Any], version: int) -> None:
+        width = len(_sum_columns(self.table))
+        totals = [(*key, *sums) for key, sums in sorted(self.totals.items())]
+        await conn.execute(_sum(self.table, version), _columnar(totals, width), binary=True)
+        moves = [(*key, *sums, position) for (key, position), sums in self.moves.items()]
+        await conn.execute(_move(self.table, version), _columnar(moves, width + 1), binary=True)
+
+
+def batches(taken: Iterable[Taken]) -> dict[Table, PutBatch | SumBatch]:
+    """The Postgres operations of some facts, by table."""
+    found: dict[Table, PutBatch | SumBatch] = {}
+    for fact, recorded, ops in taken:
+        for op in ops:
+            table = op.table
+            if table.engine is not Engine.POSTGRES:
+                continue
+            batch = found.get(table)
+            if batch is None:
+                batch = found[table] = SumBatch(table) if table.sums else PutBatch(table)
+            batch.add(recorded.envelope.tenant, fact.position, op)
+    return found
+
+
+# ── the sink ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class PostgresUnit:
+    """One transaction. The checkpoints are locked first, which fences a former owner out."""
+
+    def __init__(self, conn: psycopg.AsyncConnection[Any], engine: str) -> None:
+        self.conn, self.engine = conn, engine
+
+    async def marks(self, follower: Follower, places: Sequence[Place]) -> dict[Place, Mark]:
+        row = await (
+            await self.conn.execute(
+                "SELECT version FROM projections WHERE (engine, name) = (%s, %s) FOR SHARE",
+                (self.engine, follower.name),
+            )
+        ).fetchone()
+        version = 1 if row is None else int(row[0])
+        wanted = ([topic for topic, _ in places], [partition for _, partition in places])
+        mine = (self.engine, follower.name, version)
+        for attempt in range(2):
+            cursor = await self.conn.execute(
+                "SELECT c.topic, c.partition, c.position FROM checkpoints c"
+                " JOIN unnest(%s::text[], %s::int[]) w(topic, partition) USING (topic, partition)"
+                " WHERE (c.engine, c.name, c.version) = (%s, %s, %s) ORDER BY 1, 2 FOR UPDATE OF c",
+                (*wanted, *mine),
+            )
+            marks = {(topic, part): Mark(version, position) async for topic, part, position in cursor}
+            if len(marks) == len(places) or attempt:
+                break
+            await self.conn.execute(
+                "INSERT INTO checkpoints SELECT %s, %s, %s, w.topic, w.partition, 0"
+                " FROM unnest(%s::text[], %s::int[]) w(topic, partition) ON CONFLICT DO NOTHING",
+                (*mine, *wanted),
+            )
+        return marks
+
+    async def parked(self, follower: Follower) -> set[str]:
+        cursor = await self.conn.execute(
+            "SELECT DISTINCT stream FROM parked WHERE (engine, name) = (%s, %s)", (self.engine, follower.name)
+        )
+        return {stream async for (stream,) in cursor}
+
+    async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
+        fact = taken[0][0]
+        try:
+            async with self.conn.transaction():
+                for _, batch in sorted(batches(taken).items(), key=lambda item: item[0].name):
+                    await batch.write(self.conn, version)
+        except (psycopg.DataError, psycopg.IntegrityError) as refused:
+            raise Refused(fact, str(refused).splitlines()[0]) from refused
+
+    async def park(self, follower: Follower, place: Place, facts: Iterable[tuple[StoredFact, str]]) -> None:
+        async with self.conn.cursor() as cursor:
+            await cursor.executemany(
+                "INSERT INTO parked (engine, name, stream, position, topic, partition, reason)"
+                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                [
+                    (self.engine, follower.name, fact.originator_id, fact.position, *place, reason[:500])
+                    for fact, reason in facts
+                ],
+            )
+
+    async def unpark(self, follower: Follower, facts: Iterable[StoredFact]) -> None:
+        await self.conn.execute(
+            "DELETE FROM parked WHERE (engine, name) = (%s, %s) AND position = ANY(%s)",
+            (self.engine, follower.name, [fact.position for fact in facts]),
+        )
+
+    async def parked_facts(self, follower: Follower, limit: int) -> list[tuple[str, int, str, int]]:
+        """(stream, position, topic, partition), oldest first."""
+        cursor = await self.conn.execute(
+            "SELECT stream, position, topic, partition FROM parked WHERE (engine, name) = (%s, %s)"
+            " ORDER BY position LIMIT %s FOR UPDATE SKIP LOCKED",
+            (self.engine, follower.name, limit),
+        )
+        return await cursor.fetchall()
+
+    async def mark(self, follower: Follower, version: int, reached: dict[Place, int]) -> None:
+        places = sorted(reached)
+        await self.conn.execute(
+            "UPDATE checkpoints c SET position = w.position"
+            " FROM unnest(%s::text[], %s::int[], %s::bigint[]) w(topic, partition, position)"
+            " WHERE (c.engine, c.name, c.version, c.topic, c.partition)"
+            " = (%s, %s, %s, w.topic, w.partition) AND c.position < w.position",
+            (
+                [topic for topic, _ in places],
+                [partition for _, partition in places],
+                [reached[place] for place in places],
+                self.engine,
+                follower.name,
+                version,
+            ),
+        )
+
+
+class PostgresSink:
+    """Rows and checkpoints in the ledger's own schema, in the worker's role."""
+
+    engine = "postgres"
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[PostgresUnit]:
+        async with self.ledger.transaction() as conn:
+            yield PostgresUnit(conn, self.engine)
+
+    async def standing(self, followers: Sequence[Follower]) -> dict[tuple[str, str, int], int]:
+        conn = await self.ledger.open()
+        cursor = await conn.execute(
+            "SELECT c.name, c.topic, c.partition, c.position FROM checkpoints c"
+            " LEFT JOIN projections p USING (engine, name)"
+            " WHERE c.engine = %s AND c.name = ANY(%s) AND c.version = coalesce(p.version, 1)",
+            (self.engine, [follower.name for follower in followers]),
+        )
+        return {(name, topic, partition): position async for name, topic, partition, position in cursor}

@@ -1,0 +1,84 @@
+"""The composition root: the only place that knows every concrete thing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+
+import uvloop
+
+from commands.handling import Actor, Handler
+from domain.values import Permission
+from infra.analytics import ClickHouse
+from infra.eventstore import PostgresLog
+from infra.ledger import Ledger
+from infra.migrate import schema_of
+from infra.sealing import Sealer
+from infra.settings import BadSetting, Role, Settings
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything a role needs, made when first asked for."""
+
+    settings: Settings
+    clock: Callable[[], datetime] = field(default=now)
+
+    @property
+    def schema(self) -> str:
+        return schema_of(self.settings)
+
+    @property
+    def kafka(self) -> str:
+        if self.settings.kafka is None:
+            raise BadSetting("COUNTERFOIL_KAFKA is not set: give host:port, or use `counterfoil up`")
+        return self.settings.kafka
+
+    @cached_property
+    def sealer(self) -> Sealer:
+        return Sealer(self.settings.sealing_key())
+
+    def log(self, role: Role = "app") -> PostgresLog:
+        return PostgresLog(self.settings.role_dsn(role), self.schema, self.settings.sealing_key())
+
+    def handler(self, role: Role = "app") -> Handler:
+        return Handler(self.log(role), self.clock)
+
+    def ledger(self) -> Ledger:
+        """A connection of its own, in the worker's role."""
+        return Ledger(self.settings.role_dsn("worker"), self.schema)
+
+    def clickhouse(self) -> ClickHouse:
+        if self.settings.clickhouse is None:
+            raise BadSetting("COUNTERFOIL_CLICKHOUSE is not set: give an http URL, or use `counterfoil up`")
+        return ClickHouse(self.settings.clickhouse, self.schema)
+
+
+def operator(tenant: str, name: str = "operator") -> Actor:
+    """Whoever holds the installation's own secret may do everything, for any tenant."""
+    return Actor(tenant, name, frozenset(Permission))
+
+
+def run_role(name: str, main: Callable[[Runtime], Awaitable[None]]) -> None:
+    """Run one role of the system as this process, until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s")
+
+    async def until_told() -> None:
+        task = asyncio.ensure_future(main(Runtime(Settings())))
+        loop = asyncio.get_running_loop()
+        for told in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(told, task.cancel)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    uvloop.run(until_told())

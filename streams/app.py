@@ -1,0 +1,179 @@
+"""The worker: Faust brings records, projectors take them.
+
+Faust gives membership, assignment and batches, and nothing else is asked of it: what is
+acknowledged to the broker is a hint, the truth is the mark that commits with the rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import tempfile
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import faust
+import faust.transport.drivers.aiokafka as driver
+import mode
+from commands.handling import Busy
+from infra.analytics import AnalyticsUnavailable, ClickHouseSink
+from infra.eventstore import LogUnavailable
+from infra.ledger import DATABASE_FAULTS
+from infra.readmodel import PostgresSink
+from infra.runtime import Runtime, run_role
+from projections.registry import projections_in
+from projections.rows import Engine
+from streams.projector import Projecting, Projector
+from streams.reactions import ReactionSink
+from streams.registry import REACTIONS
+from streams.topics import PARTITIONS, BadRecord, Run, topic_of, unpack
+
+FETCH_WAIT_MS = 50
+"""Faust asks brokers to wait 1,500 ms for more; the embedded one sleeps that long whatever comes."""
+HEAL_S = 1.0
+DRAIN_S = 5.0
+RETRY_S_MAX = 5.0
+FAULTS = (*DATABASE_FAULTS, LogUnavailable, AnalyticsUnavailable, Busy, OSError)
+
+log = logging.getLogger("counterfoil.worker")
+
+
+def shorten_fetch_wait() -> None:
+    """Faust hard-codes its consumer's fetch wait; the consumer's own attribute is the only lever."""
+    made = driver.AIOKafkaConsumerThread._create_worker_consumer
+
+    def create(self: Any, transport: Any) -> Any:
+        consumer = made(self, transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
+
+    driver.AIOKafkaConsumerThread._create_worker_consumer = create
+
+
+def faust_app(runtime: Runtime) -> faust.App:
+    session_s = float(os.environ.get("COUNTERFOIL_KAFKA_SESSION_S", "6"))
+    return faust.App(
+        f"counterfoil-{runtime.settings.ledger}",
+        broker=[f"kafka://{each}" for each in runtime.kafka.split(",")],
+        store="memory://",
+        datadir=tempfile.mkdtemp(prefix="counterfoil-worker-"),
+        topic_partitions=PARTITIONS,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        processing_guarantee="at_least_once",
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=session_s / 6,
+        broker_rebalance_timeout=10,
+        broker_request_timeout=30,
+        broker_commit_interval=1,
+        stream_wait_empty=False,
+        stream_buffer_maxsize=1_024,
+        stream_recovery_delay=0,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+        value_serializer="raw",
+        key_serializer="raw",
+    )
+
+
+class Feed:
+    """One projector behind one agent: batches in, retried until the store takes them."""
+
+    def __init__(self, name: str, projector: Projector, batch: int, within_s: float) -> None:
+        self.name, self.projector, self.batch, self.within_s = name, projector, batch, within_s
+
+    def attach(self, app: faust.App, ledger: str) -> None:
+        names = [topic_of(ledger, context) for context in sorted(self.projector.contexts)]
+        topic = app.topic(*names, value_type=bytes, key_type=bytes, internal=False)
+
+        async def agent(stream: Any) -> None:
+            async for events in stream.noack_take(self.batch, within=self.within_s):
+                await insist(self.name, lambda: self.projector.take(_runs(events)))
+                for event in events:
+                    event.ack()
+
+        app.agent(
+            topic, name=f"counterfoil-{self.name}", concurrency=1, supervisor_strategy=mode.CrashingSupervisor
+        )(agent)
+
+    async def tend(self) -> None:
+        """Heal tails and drain what is parked, until cancelled."""
+        clock = asyncio.get_running_loop().time
+        drain_at = clock()
+        while True:
+            await asyncio.sleep(HEAL_S)
+            await insist(self.name, self.projector.heal_tails)
+            if clock() >= drain_at:
+                await insist(self.name, self.projector.drain)
+                drain_at = clock() + DRAIN_S
+
+
+def _runs(events: list[Any]) -> list[Run]:
+    found = []
+    for event in events:
+        message = event.message
+        try:
+            found.append(unpack(message.topic, message.partition, event.value))
+        except BadRecord as bad:  # what it stood for is a gap now, and read from the log
+            log.warning("%s/%d: %s", message.topic, message.partition, bad)
+    return found
+
+
+async def insist(name: str, call: Callable[[], Awaitable[Any]]) -> None:
+    """Until it works: a fault is waited out, anything else is a bug and ends the worker."""
+    pause_s = 0.1
+    while True:
+        try:
+            await call()
+            return
+        except FAULTS as fault:
+            log.warning("%s: %s: %s; again in %.1f s", name, type(fault).__name__, fault, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, RETRY_S_MAX)
+
+
+def feeds(runtime: Runtime) -> list[Feed]:
+    """Postgres at once, ClickHouse in blocks about once a second, reactions at once."""
+    name = runtime.settings.ledger
+    rows = [Projecting(projection) for projection in projections_in(Engine.POSTGRES)]
+    blocks = [Projecting(projection) for projection in projections_in(Engine.CLICKHOUSE)]
+    ledgers = [runtime.ledger() for _ in range(3)]
+    sinks = (
+        PostgresSink(ledgers[0]),
+        ClickHouseSink(runtime.clickhouse(), ledgers[1]),
+        ReactionSink(ledgers[2], runtime.handler("worker")),
+    )
+    logs = [runtime.ledger() for _ in range(3)]
+    return [
+        Feed("postgres", Projector(name, logs[0], sinks[0], rows), 100, 0.03),
+        Feed("clickhouse", Projector(name, logs[1], sinks[1], blocks), 400, 1.0),
+        Feed("reactions", Projector(name, logs[2], sinks[2], REACTIONS), 100, 0.03),
+    ]
+
+
+async def main(runtime: Runtime) -> None:
+    shorten_fetch_wait()
+    app = faust_app(runtime)
+    served = feeds(runtime)
+    for feed in served:
+        feed.attach(app, runtime.settings.ledger)
+    tending = [asyncio.ensure_future(feed.tend()) for feed in served]
+    await app.start()
+    try:
+        done, _ = await asyncio.wait(
+            [*tending, asyncio.ensure_future(app.wait_until_stopped())], return_when=asyncio.FIRST_COMPLETED
+        )
+        for task in done:
+            task.result()
+        raise RuntimeError("the worker stopped by itself")
+    finally:
+        for task in tending:
+            task.cancel()
+        await app.stop()
+
+
+if __name__ == "__main__":
+    run_role("worker", main)

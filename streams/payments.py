@@ -1,0 +1,37 @@
+"""What payments does about orders and returns that were settled at the till: it puts them on record."""
+
+from __future__ import annotations
+
+from uuid import UUID, uuid5
+
+from commands.handling import Command
+from commands.payments import RecordPayment
+from domain.facts import Recorded
+from domain.ordering import GoodsReturned, OrderPlaced
+from domain.values import PaymentId, Permission
+from streams.reactions import Deadline, Reaction
+
+
+def react(recorded: Recorded) -> list[Command | Deadline]:
+    match recorded.event:
+        case OrderPlaced(settled=True) as order:
+            return [_record(order.order_id, order.document.currency, order.exact_micro)]
+        case GoodsReturned() as back:
+            return [_record(back.return_id, back.document.currency, back.exact_micro)]
+        case _:
+            return []
+
+
+def _record(paper: UUID, currency: str, exact_micro: int) -> RecordPayment:
+    return RecordPayment(
+        payment_id=PaymentId(uuid5(paper, "payment")), paper=paper, currency=currency, exact_micro=exact_micro
+    )
+
+
+REACTION = Reaction(
+    "payments",
+    (OrderPlaced, GoodsReturned),
+    frozenset({Permission.PAYMENT_RECORD}),
+    react,
+    from_start=True,
+)

@@ -1,0 +1,268 @@
+"""The projector: records in any order, twice or not at all, become rows exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from domain.facts import Recorded
+from domain.registry import EVENTS
+from infra.ledger import Ledger, Place
+from infra.mapper import StoredFact, Unreadable
+from infra.sinks import Follower, Mark, Refused, Sink, Taken, Unit
+from projections.rows import Projection
+from streams.topics import Run, context_of, partition_of
+
+HEAL_POSITIONS_MAX = 20_000
+"""Read from the log in one commit; a longer gap takes several."""
+DRAIN_MAX = 500
+
+log = logging.getLogger("counterfoil.projector")
+
+
+@dataclass(frozen=True)
+class Projecting:
+    """A projection as a follower."""
+
+    projection: Projection
+
+    @property
+    def name(self) -> str:
+        return self.projection.name
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.projection.names
+
+    @property
+    def contexts(self) -> frozenset[str]:
+        return self.projection.contexts
+
+    def take(self, recorded: Recorded) -> Sequence[Any]:
+        return self.projection.project(recorded)
+
+
+@dataclass(slots=True)
+class Counted:
+    """What a projector has done since it started."""
+
+    facts: int = 0
+    healed: int = 0
+    duplicates: int = 0
+    parked: int = 0
+
+
+class Projector:
+    """Takes runs of facts into one sink, for all followers that share it.
+
+    A run says which positions it stands for. One that begins after a follower's mark has left a
+    gap, which is read from the log first; one that ends before it is a duplicate. Marks commit with
+    the rows, so a crash anywhere repeats work and never an effect.
+    """
+
+    def __init__(self, ledger: str, log: Ledger, sink: Sink, followers: Sequence[Follower]) -> None:
+        self.ledger, self.log, self.sink, self.followers = ledger, log, sink, followers
+        self.contexts = frozenset(context for follower in followers for context in follower.contexts)
+        self.counted = Counted()
+        self.turn = asyncio.Lock()
+        self.looked: dict[tuple[str, str, int], int] = {}
+
+    async def take(self, arrived: Sequence[Run]) -> None:
+        """Apply what is new in these runs. Raises the sink's faults with nothing half done."""
+        by_place: dict[Place, list[Run]] = {}
+        for run in arrived:
+            by_place.setdefault(run.place, []).append(run)
+        async with self.turn:
+            while by_place:
+                by_place = await self._commit(by_place)
+
+    async def _commit(self, by_place: dict[Place, list[Run]]) -> dict[Place, list[Run]]:
+        """One unit; returns the runs that a long gap left for the next one."""
+        unfinished: dict[Place, list[Run]] = {}
+        counted = Counted()
+        async with self.sink.unit() as unit:
+            marks = {
+                follower.name: await unit.marks(follower, places)
+                for follower in self.followers
+                if (
+                    places := [
+                        place for place in sorted(by_place) if context_of(place[0]) in follower.contexts
+                    ]
+                )
+            }
+            collected: dict[Place, tuple[list[StoredFact], int]] = {}
+            for place, runs in by_place.items():
+                mine = [marks[name][place].position for name in marks if place in marks[name]]
+                facts, reached, whole = await self._collect(place, runs, min(mine, default=0), counted)
+                collected[place] = facts, reached
+                if not whole:
+                    unfinished[place] = runs
+            decoded: dict[int, Recorded | Unreadable] = {}
+            for follower in self.followers:
+                if follower.name in marks:
+                    await self._follow(unit, follower, marks[follower.name], collected, decoded, counted)
+        for name in ("facts", "healed", "duplicates", "parked"):
+            setattr(self.counted, name, getattr(self.counted, name) + getattr(counted, name))
+        return unfinished
+
+    async def _collect(
+        self, place: Place, runs: list[Run], mark: int, counted: Counted
+    ) -> tuple[list[StoredFact], int, bool]:
+        """The partition's facts past the mark, in order, gaps filled from the log; how far they reach."""
+        facts: list[StoredFact] = []
+        reached = mark
+        for run in sorted(runs, key=lambda run: run.last):
+            if run.last <= reached:
+                counted.duplicates += 1
+                continue
+            if run.after > reached:
+                upto = min(run.after, reached + HEAL_POSITIONS_MAX)
+                missed = await self._missed(place, reached, upto)
+                counted.healed += len(missed)
+                facts += missed
+                reached = upto
+                if upto < run.after:
+                    return facts, reached, False
+            facts += [fact for fact in run.facts if fact.position > reached]
+            reached = max(reached, run.last)
+        return facts, reached, True
+
+    async def _missed(self, place: Place, after: int, through: int) -> list[StoredFact]:
+        topic, partition = place
+        found = await self.log.facts_of(context_of(topic), after, through)
+        return [fact for fact in found if partition_of(fact.originator_id) == partition]
+
+    async def _follow(
+        self,
+        unit: Unit,
+        follower: Follower,
+        marks: dict[Place, Mark],
+        collected: dict[Place, tuple[list[StoredFact], int]],
+        decoded: dict[int, Recorded | Unreadable],
+        counted: Counted,
+    ) -> None:
+        parked = await unit.parked(follower)
+        version = next(iter(marks.values())).version
+        taken: list[Taken] = []
+        place_of: dict[int, Place] = {}
+        aside: list[tuple[Place, StoredFact, str]] = []
+        for place in sorted(marks):
+            for fact in collected[place][0]:
+                if fact.position <= marks[place].position:
+                    continue
+                if fact.name not in follower.names and fact.name in EVENTS:
+                    continue  # not its business; a name nobody knows is everybody's
+                place_of[fact.position] = place
+                if fact.originator_id in parked:
+                    aside.append((place, fact, "behind a parked fact of its stream"))
+                    continue
+                try:
+                    recorded = self._decode(fact, decoded)
+                    taken.append((fact, recorded, follower.take(recorded)))
+                except Exception as broken:  # noqa: BLE001  whatever a fact breaks, it breaks for its stream alone
+                    parked.add(fact.originator_id)
+                    aside.append((place, fact, f"{type(broken).__name__}: {broken}"))
+        taken.sort(key=lambda each: each[0].position)
+        for fact, reason in await self._write(unit, follower, version, taken, parked):
+            aside.append((place_of[fact.position], fact, reason))
+        for place, fact, reason in aside:
+            log.warning("parked %s %d for %s: %s", fact.originator_id, fact.position, follower.name, reason)
+            await unit.park(follower, place, [(fact, reason)])
+        reached = {
+            place: collected[place][1] for place, mark in marks.items() if collected[place][1] > mark.position
+        }
+        if reached:
+            await unit.mark(follower, version, reached)
+        counted.facts += len(taken)
+        counted.parked += len(aside)
+
+    async def _write(
+        self, unit: Unit, follower: Follower, version: int, taken: list[Taken], parked: set[str]
+    ) -> list[tuple[StoredFact, str]]:
+        """Apply all at once, or, when the store refuses one, in halves down to it; returns the refused."""
+        if not taken:
+            return []
+        try:
+            await unit.write(follower, version, taken)
+        except Refused as refused:
+            if len(taken) == 1:
+                parked.add(taken[0][0].originator_id)
+                return [(taken[0][0], refused.reason)]
+            half = len(taken) // 2
+            out = await self._write(unit, follower, version, taken[:half], parked)
+            rest = [each for each in taken[half:] if each[0].originator_id not in parked]
+            behind = [each[0] for each in taken[half:] if each[0].originator_id in parked]
+            out += [(fact, "behind a parked fact of its stream") for fact in behind]
+            return out + await self._write(unit, follower, version, rest, parked)
+        return []
+
+    def _decode(self, fact: StoredFact, decoded: dict[int, Recorded | Unreadable]) -> Recorded:
+        found = decoded.get(fact.position)
+        if found is None:
+            try:
+                found = fact.recorded()
+            except Unreadable as broken:
+                found = broken
+            decoded[fact.position] = found
+        if isinstance(found, Unreadable):
+            raise found
+        return found
+
+    # ── what nobody sends ─────────────────────────────────────────────────────────────────────────
+
+    async def heal_tails(self) -> int:
+        """Read from the log what was published and never arrived; call it about once a second.
+
+        A partition counts as stuck when its mark is behind the relay's and has not moved since the
+        last look. Returns how many were.
+        """
+        _, _, heads = await self.log.relayed()
+        standing = await self.sink.standing(self.followers)
+        stuck: dict[Place, int] = {}
+        for follower in self.followers:
+            for (topic, partition), last in heads.items():
+                if context_of(topic) not in follower.contexts or not topic.startswith(
+                    f"counterfoil.{self.ledger}."
+                ):
+                    continue
+                where = (follower.name, topic, partition)
+                mark = standing.get(where, 0)
+                if mark < last and self.looked.get(where) == mark:
+                    stuck[topic, partition] = last
+                self.looked[where] = mark
+        if stuck:
+            log.info("healing %d partitions from the log", len(stuck))
+            await self.take([Run(*place, last, last, ()) for place, last in sorted(stuck.items())])
+        return len(stuck)
+
+    async def drain(self) -> int:
+        """Try parked facts again, oldest first, each stream up to the first that still fails."""
+        drained = 0
+        for follower in self.followers:
+            async with self.turn, self.sink.unit() as unit:
+                waiting = await unit.parked_facts(follower, DRAIN_MAX)
+                if not waiting:
+                    continue
+                facts = {fact.position: fact for fact in await self.log.facts_at([w[1] for w in waiting])}
+                places = sorted({(topic, partition) for _, _, topic, partition in waiting})
+                version = next(iter((await unit.marks(follower, places)).values())).version
+                failing: set[str] = set()
+                for stream, position, _, _ in waiting:
+                    if stream in failing:
+                        continue
+                    fact = facts[position]
+                    try:
+                        recorded = fact.recorded()
+                        if fact.name in follower.names:
+                            await unit.write(follower, version, [(fact, recorded, follower.take(recorded))])
+                    except (OSError, ConnectionError):
+                        raise
+                    except Exception:  # noqa: BLE001  still broken: it stays parked, and so does its stream
+                        failing.add(stream)
+                        continue
+                    await unit.unpark(follower, [fact])
+                    drained += 1
+        return drained

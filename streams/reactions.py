@@ -1,0 +1,130 @@
+"""Reactions: facts that ask for commands, now or at an instant, each exactly once in effect.
+
+A command's key is derived from the fact and the reaction, so that doing it again does nothing. A
+rebuild cannot react: it has projections, and no handler.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID, uuid5
+
+from commands.handling import Actor, Command, Handler
+from domain.facts import Event, Recorded
+from domain.refusals import Refusal
+from domain.values import Permission
+from infra.ledger import Due, Ledger, Place
+from infra.readmodel import PostgresSink, PostgresUnit
+from infra.sinks import Follower, Mark, Refused, Taken
+
+ENGINE = "reaction"
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A command to issue at an instant; rules never depend on it having run."""
+
+    at: datetime
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """A pure function from facts to commands. It starts at the head unless it says `from_start`."""
+
+    name: str
+    events: tuple[type[Event], ...]
+    permissions: frozenset[Permission]
+    react: Callable[[Recorded], Sequence[Command | Deadline]]
+    from_start: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(event.name for event in self.events)
+
+    @property
+    def contexts(self) -> frozenset[str]:
+        return frozenset(event.context() for event in self.events)
+
+    def take(self, recorded: Recorded) -> Sequence[Command | Deadline]:
+        return self.react(recorded)
+
+    def actor(self, tenant: str) -> Actor:
+        return Actor(tenant, f"reaction:{self.name}", self.permissions)
+
+    def key(self, fact_id: UUID, number: int) -> str:
+        return str(uuid5(fact_id, f"{self.name}#{number}" if number else self.name))
+
+
+class ReactionUnit(PostgresUnit):
+    """Commands are handled before the checkpoint that covers them commits."""
+
+    handler: Handler
+    ledger: Ledger
+
+    async def marks(self, follower: Follower, places: Sequence[Place]) -> dict[Place, Mark]:
+        if isinstance(follower, Reaction) and not follower.from_start:
+            await self.conn.execute(
+                "INSERT INTO checkpoints SELECT %s, %s, 1, w.topic, w.partition, r.through"
+                " FROM unnest(%s::text[], %s::int[]) w(topic, partition), relay r ON CONFLICT DO NOTHING",
+                (self.engine, follower.name, [t for t, _ in places], [p for _, p in places]),
+            )
+        return await PostgresUnit.marks(self, follower, places)
+
+    async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
+        assert isinstance(follower, Reaction)
+        deadlines = [due for each in taken for due in _deadlines(follower, each)]
+        if deadlines:
+            await self.ledger.set_due(deadlines)
+        await asyncio.to_thread(self._handle, follower, taken)
+
+    def _handle(self, reaction: Reaction, taken: Iterable[Taken]) -> None:
+        for fact, recorded, asked in taken:
+            by, fact_id = reaction.actor(recorded.tenant), recorded.fact_id
+            correlation = recorded.envelope.correlation or recorded.envelope.command_id
+            for number, each in enumerate(asked):
+                if isinstance(each, Deadline):
+                    continue
+                key = reaction.key(fact_id, number)
+                try:
+                    self.handler.handle(each, by=by, key=key, correlation=correlation, causation=fact_id)
+                except Refusal as refused:
+                    raise Refused(
+                        fact, f"{type(each).__name__} refused: {type(refused).__name__}"
+                    ) from refused
+
+
+def _deadlines(reaction: Reaction, taken: Taken) -> list[Due]:
+    _, recorded, asked = taken
+    return [
+        Due(
+            key=reaction.key(recorded.fact_id, number),
+            tenant=recorded.tenant,
+            at=each.at,
+            command=type(each.command).__name__,
+            body=each.command.model_dump(mode="json"),
+            causation=recorded.fact_id,
+            correlation=recorded.envelope.correlation or recorded.envelope.command_id,
+        )
+        for number, each in enumerate(asked)
+        if isinstance(each, Deadline)
+    ]
+
+
+class ReactionSink(PostgresSink):
+    engine = ENGINE
+
+    def __init__(self, ledger: Ledger, handler: Handler) -> None:
+        super().__init__(ledger)
+        self.handler = handler
+
+    @asynccontextmanager
+    async def unit(self) -> AsyncIterator[ReactionUnit]:
+        async with self.ledger.transaction() as conn:
+            unit = ReactionUnit(conn, self.engine)
+            unit.handler, unit.ledger = self.handler, self.ledger
+            yield unit

@@ -1,0 +1,122 @@
+"""Which topic carries which context, which partition carries which stream, and what a record is."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from domain.registry import CONTEXTS
+from infra.ledger import Place
+from infra.mapper import StoredFact
+
+PARTITIONS = 4
+"""Of every topic. The count is in the topic's name: another count is another topic, and a replay."""
+RUN_BYTES_MAX = 256 * 1024
+"""A record's size, as far as whole facts allow; brokers refuse more than 1 MiB by default."""
+
+HEADER = struct.Struct(">BQQI")
+FACT = struct.Struct(">QQHHI")
+FORMAT = 1
+
+
+class BadRecord(ValueError):
+    """Bytes from the broker that are not a record of ours; the gap they leave is read from the log."""
+
+
+def topic_of(ledger: str, context: str) -> str:
+    return f"counterfoil.{ledger}.{context}.v1.p{PARTITIONS}"
+
+
+def context_of(topic: str) -> str:
+    return topic.split(".")[2]
+
+
+def topics(ledger: str, contexts: Iterable[str] = CONTEXTS) -> list[str]:
+    return [topic_of(ledger, context) for context in contexts]
+
+
+def partition_of(originator_id: str) -> int:
+    """Of tenant/stream. Computed here and passed explicitly: clients' own hashes differ."""
+    return zlib.crc32(originator_id.encode()) % PARTITIONS
+
+
+def place_of(ledger: str, fact: StoredFact) -> Place:
+    return topic_of(ledger, fact.name.partition(".")[0]), partition_of(fact.originator_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A record: all of one partition's facts with positions in (after, last].
+
+    Whoever has come less far than `after` has missed something, and knows where to read it.
+    """
+
+    topic: str
+    partition: int
+    after: int
+    last: int
+    facts: tuple[StoredFact, ...]
+
+    @property
+    def place(self) -> Place:
+        return self.topic, self.partition
+
+
+def pack(run: Run) -> bytes:
+    parts = [HEADER.pack(FORMAT, run.after, run.last, len(run.facts))]
+    for fact in run.facts:
+        stream, name = fact.originator_id.encode(), fact.name.encode()
+        parts.append(FACT.pack(fact.position, fact.version, len(stream), len(name), len(fact.state)))
+        parts += (stream, name, fact.state)
+    return b"".join(parts)
+
+
+def unpack(topic: str, partition: int, record: bytes) -> Run:
+    try:
+        form, after, last, count = HEADER.unpack_from(record)
+        if form != FORMAT:
+            raise BadRecord(f"format {form}")
+        facts, at = [], HEADER.size
+        for _ in range(count):
+            position, version, stream_size, name_size, state_size = FACT.unpack_from(record, at)
+            stream_from = at + FACT.size
+            name_from = stream_from + stream_size
+            state_from = name_from + name_size
+            at = state_from + state_size
+            if at > len(record):
+                raise BadRecord("cut short")
+            facts.append(
+                StoredFact(
+                    position,
+                    record[stream_from:name_from].decode(),
+                    version,
+                    record[name_from:state_from].decode(),
+                    record[state_from:at],
+                )
+            )
+    except (struct.error, UnicodeDecodeError) as broken:
+        raise BadRecord(str(broken)) from broken
+    return Run(topic, partition, after, last, tuple(facts))
+
+
+def runs(ledger: str, facts: Iterable[StoredFact], heads: dict[Place, int]) -> Iterator[Run]:
+    """Cut facts in log order into records; `heads` says what each partition's last record ended with,
+    and is moved on."""
+    waiting: dict[Place, list[StoredFact]] = {}
+    sizes: dict[Place, int] = {}
+    for fact in facts:
+        place = place_of(ledger, fact)
+        waiting.setdefault(place, []).append(fact)
+        sizes[place] = sizes.get(place, 0) + len(fact.state) + 80
+        if sizes[place] >= RUN_BYTES_MAX:
+            yield _cut(place, waiting.pop(place), heads)
+            sizes[place] = 0
+    for place, left in waiting.items():
+        yield _cut(place, left, heads)
+
+
+def _cut(place: Place, facts: list[StoredFact], heads: dict[Place, int]) -> Run:
+    after, heads[place] = heads.get(place, 0), facts[-1].position
+    return Run(*place, after, facts[-1].position, tuple(facts))
