@@ -11,11 +11,13 @@ import logging
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import faust
 import faust.transport.drivers.aiokafka as driver
 import mode
+
 from commands.handling import Busy
 from infra.analytics import AnalyticsUnavailable, ClickHouseSink
 from infra.eventstore import LogUnavailable
@@ -48,7 +50,7 @@ def shorten_fetch_wait() -> None:
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         return consumer
 
-    driver.AIOKafkaConsumerThread._create_worker_consumer = create
+    setattr(driver.AIOKafkaConsumerThread, made.__name__, create)
 
 
 def faust_app(runtime: Runtime) -> faust.App:
@@ -91,7 +93,7 @@ class Feed:
 
         async def agent(stream: Any) -> None:
             async for events in stream.noack_take(self.batch, within=self.within_s):
-                await insist(self.name, lambda: self.projector.take(_runs(events)))
+                await insist(self.name, partial(self.projector.take, _runs(events)))
                 for event in events:
                     event.ack()
 

@@ -79,9 +79,12 @@ class EmbeddedClickHouse(Server):
     def command(self) -> Command:
         where = ["--path", str(self.directory / "data"), "--port", str(self.port)]
         argv = [sys.executable, "-m", "infra.engines.clickhouse", *where]
-        root = str(Path(__file__).parents[2])
-        environment = os.environ | {PASSWORD_VARIABLE: self._password, "PYTHONPATH": root}
-        return Command(self._tethered(argv, lock=self.directory / "lock"), environment, self.directory)
+        # The server stands in its own directory and still has to find this package.
+        search = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables = {PASSWORD_VARIABLE: self._password, "PYTHONPATH": os.pathsep.join(search)}
+        return Command(
+            self._tethered(argv, lock=self.directory / "lock"), os.environ | variables, self.directory
+        )
 
     def setting(self) -> dict[str, str]:
         return {"clickhouse": self.url}

@@ -48,7 +48,7 @@ GOLDEN = [read(path) for path in sorted(FOLDER.iterdir())]
 
 
 def survives(golden: Golden, event_type: type[Event]) -> None:
-    """What a stored fact is owed: it is read, and written again as the same bytes if its version is today's."""
+    """What a stored fact is owed: to be read and, if its version is of today, written as the same bytes."""
     event = event_type.from_stored(golden.stored, golden.class_version)
     assert event.stream == golden.stream
     assert event_type.from_stored(event.stored(), event_type.class_version) == event

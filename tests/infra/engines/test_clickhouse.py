@@ -119,6 +119,7 @@ def test_a_query_says_what_it_wrote(client: Any) -> None:
         ("SELEKT 1", 62),
         ("SELECT no_such_column FROM system.one", 47),
         ("SELECT {x:Int64}", 456),
+        ("SELECT number, throwIf(number = 300000) FROM numbers(1000000)", 395),
         ("SELECT uniqExact(number) FROM numbers(100000000)", 241),
         ("SELECT number, toString(number) FROM numbers(50000000)", 396),
     ],
