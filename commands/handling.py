@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -340,13 +340,19 @@ class Handler:
     def _settle(self, command: Command, envelope: Envelope, digest: bytes) -> Answer:
         confirmed: set[str] = set()
         contended: set[str] = set()
+        mine: set[str] = set()
         conflicts = 0
-        for _ in range(ATTEMPTS_MAX):
-            reading = Reading(self.log, envelope.tenant, self.memory)
-            mine = contended if conflicts >= CONFLICTS_MAX else set[str]()
-            with self.log.turn(envelope.tenant, mine):
+        with ExitStack() as turn:
+            for _ in range(ATTEMPTS_MAX):
+                waited: set[str] = set()
+                if conflicts >= CONFLICTS_MAX and contended != mine:
+                    # Kept until settled: a turn given back between decisions loses to whoever is in full run.
+                    turn.close()
+                    waited = mine = contended.copy()
+                    turn.enter_context(self.log.turn(envelope.tenant, mine))
+                reading = Reading(self.log, envelope.tenant, self.memory)
                 try:
-                    outcome = self._attempt(command, envelope, digest, reading, refresh=mine)
+                    outcome = self._attempt(command, envelope, digest, reading, refresh=waited)
                 except Refusal:
                     doubtful = reading.held.keys() - confirmed
                     if doubtful:
@@ -358,18 +364,18 @@ class Handler:
                     if spent is None:
                         raise
                     outcome = spent
-            match outcome:
-                case Appended():
-                    reading.fold(outcome.facts)
-                    return Answer(outcome.position, outcome.facts, replayed=False)
-                case Spent():
-                    return self._replay(envelope, digest, outcome)
-                case Stale():
-                    conflicts += 1
-                    if not outcome.newer:  # memory is ahead of the log: it was restored
-                        self.memory.states.clear()
-                    reading.fold(outcome.newer)
-                    contended |= {fact.stream for fact in outcome.newer}
+                match outcome:
+                    case Appended():
+                        reading.fold(outcome.facts)
+                        return Answer(outcome.position, outcome.facts, replayed=False)
+                    case Spent():
+                        return self._replay(envelope, digest, outcome)
+                    case Stale():
+                        conflicts += 1
+                        if not outcome.newer:  # memory is ahead of the log: it was restored
+                            self.memory.states.clear()
+                        reading.fold(outcome.newer)
+                        contended |= {fact.stream for fact in outcome.newer}
         raise Busy(f"{ATTEMPTS_MAX} decisions were overtaken; try again")
 
     def _attempt(

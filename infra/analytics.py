@@ -21,7 +21,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, Pro
 from infra.ledger import Ledger, Place
 from infra.mapper import StoredFact
 from infra.readmodel import PostgresUnit
-from infra.sinks import Follower, Mark, Refused, Taken
+from infra.sinks import Follower, Held, Reached, Refused, Taken, Wanted
 from projections.registry import projections_in
 from projections.rows import Column, Engine, Kind, Projection, Put, Table
 
@@ -138,20 +138,21 @@ class ClickHouseUnit:
     def __init__(self, clickhouse: ClickHouse, desk: PostgresUnit) -> None:
         self.clickhouse, self.desk = clickhouse, desk
 
-    async def marks(self, follower: Follower, places: Sequence[Place]) -> dict[Place, Mark]:
-        held = await self.desk.marks(follower, places)
-        version = next(iter(held.values())).version
+    async def hold(self, wanted: Sequence[Wanted]) -> dict[str, Held]:
+        held = await self.desk.hold(wanted)
         _, rows = await asyncio.to_thread(
             self.clickhouse.query,
-            "SELECT topic, partition, max(position) FROM progress"
-            " WHERE name = %(name)s AND version = %(version)s GROUP BY topic, partition",
-            {"name": follower.name, "version": version},
+            "SELECT name, version, topic, partition, max(position) FROM progress"
+            " WHERE name IN %(names)s GROUP BY name, version, topic, partition",
+            {"names": list(held)},
         )
-        written = {(topic, partition): int(position) for topic, partition, position in rows}
-        return {place: Mark(version, written.get(place, 0)) for place in places}
-
-    async def parked(self, follower: Follower) -> set[str]:
-        return await self.desk.parked(follower)
+        written = {
+            (name, version, topic, part): int(position) for name, version, topic, part, position in rows
+        }
+        for name, standing in held.items():
+            for place in standing.marks:
+                standing.marks[place] = written.get((name, standing.version, *place), 0)
+        return held
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
         rows: dict[Table, list[list[Any]]] = {}
@@ -179,14 +180,20 @@ class ClickHouseUnit:
     async def unpark(self, follower: Follower, facts: Iterable[StoredFact]) -> None:
         await self.desk.unpark(follower, facts)
 
-    async def parked_facts(self, follower: Follower, limit: int) -> list[tuple[str, int, str, int]]:
-        return await self.desk.parked_facts(follower, limit)
+    async def parked_facts(
+        self, follower: Follower, after: int, limit: int
+    ) -> list[tuple[str, int, str, int]]:
+        return await self.desk.parked_facts(follower, after, limit)
 
-    async def mark(self, follower: Follower, version: int, reached: dict[Place, int]) -> None:
-        rows = [[follower.name, version, *place, position] for place, position in reached.items()]
+    async def mark(self, reached: Sequence[Reached]) -> None:
+        rows = [
+            [follower.name, version, *place, position]
+            for follower, version, places in reached
+            for place, position in places.items()
+        ]
         columns = ["name", "version", "topic", "partition", "position"]
         await asyncio.to_thread(self.clickhouse.insert, "progress", columns, rows)
-        await self.desk.mark(follower, version, reached)  # a copy, for the relay's rewind and for /ready
+        await self.desk.mark(reached)  # a copy, for the relay's rewind
 
 
 class ClickHouseSink:
@@ -198,7 +205,7 @@ class ClickHouseSink:
         self.clickhouse, self.ledger = clickhouse, ledger
 
     @asynccontextmanager
-    async def unit(self) -> AsyncIterator[ClickHouseUnit]:
+    async def unit(self, *, careful: bool = False) -> AsyncIterator[ClickHouseUnit]:
         async with self.ledger.transaction() as conn:
             yield ClickHouseUnit(self.clickhouse, PostgresUnit(conn, self.engine))
 

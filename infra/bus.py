@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +14,8 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 RECORD_BYTES_MAX = 900_000
 """Brokers take 1 MiB by default. A larger record is left out: whoever follows reads the gap from the log."""
 ACKNOWLEDGED_S_MAX = 15
+TOPICS_MADE_S_MAX = 5
+CLOSE_S_MAX = 2
 
 
 class BusUnavailable(Exception):
@@ -43,13 +47,23 @@ class Bus:
                             admin.create_topics([new])
                         except TopicAlreadyExistsError:
                             continue
-                ids = sorted(str(each.get("topic_id")) for each in admin.describe_topics(self.topics))
+                ids = self._topic_ids(admin)
                 cluster = admin.describe_cluster().get("cluster_id")
                 return f"{cluster}|{'|'.join(ids)}"
             finally:
                 admin.close()
         except (KafkaError, AssertionError, OSError) as lost:
             raise BusUnavailable(f"{type(lost).__name__}: {lost}") from lost
+
+    def _topic_ids(self, admin: KafkaAdminClient) -> list[str]:
+        """Of all topics, or none: Kafka itself answers for one it has just made before it knows its id."""
+        deadline_s = time.monotonic() + TOPICS_MADE_S_MAX
+        while time.monotonic() < deadline_s:
+            ids = [each.get("topic_id") for each in admin.describe_topics(self.topics)]
+            if all(ids):
+                return sorted(str(each) for each in ids)
+            time.sleep(0.05)
+        raise BusUnavailable("the topics have been made, and the broker does not know them yet")
 
     def publish(self, records: Iterable[tuple[str, int, bytes]]) -> None:
         """Send (topic, partition, value) in order and wait until every one is acknowledged."""
@@ -84,6 +98,11 @@ class Bus:
         return self.producer
 
     def close(self) -> None:
+        """At once: what was not acknowledged is sent again by whoever comes next."""
         if self.producer is not None:
             producer, self.producer = self.producer, None
-            producer.close(timeout=0)
+            # Its own close waits for what it cannot send, then raises and leaves its thread behind.
+            producer._sender.force_close()
+            producer._sender.join(CLOSE_S_MAX)
+            with contextlib.suppress(KafkaError):
+                producer.close(timeout=0)

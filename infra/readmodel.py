@@ -8,7 +8,7 @@ each (key, position). So the state at any position can be told of every table.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,7 @@ import psycopg
 
 from infra.ledger import Ledger, Place
 from infra.mapper import StoredFact
-from infra.sinks import Follower, Mark, Refused, Taken
+from infra.sinks import Follower, Held, Reached, Refused, Taken, Wanted
 from projections.rows import Add, Column, Delete, Engine, Kind, Projection, Put, Table
 
 TYPES: dict[Kind, str] = {
@@ -187,14 +187,17 @@ class PutBatch:
         self.fields = [column.name for column in table.columns[1:]]
         self.last: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
         self.closed: dict[tuple[Any, ...], int] = {}
-        self.opened: list[list[Any]] = []
+        self.lives: dict[tuple[tuple[Any, ...], int], list[Any]] = {}
+        """History rows by (key, from_position): what the last operation of a fact left is all there ever was."""
         self.open: dict[tuple[Any, ...], int] = {}
 
     def add(self, tenant: str, position: int, op: Put | Delete) -> None:
         key = (tenant, *op.key)
-        before = self.open.pop(key, None)
-        if before is not None:
-            self.opened[before][-1] = position
+        since = self.open.pop(key, None)
+        if since == position:
+            del self.lives[key, position]
+        elif since is not None:
+            self.lives[key, since][-1] = position
         elif key not in self.closed:
             self.closed[key] = position
         if isinstance(op, Delete):
@@ -203,10 +206,8 @@ class PutBatch:
         values = op.row.__dict__
         row = (tenant, *[values[name] for name in self.fields])
         self.last[key] = row
-        if before is not None and self.opened[before][-2] == position:
-            self.opened.pop(before)  # put twice by one fact: only the later one ever was
-        self.open[key] = len(self.opened)
-        self.opened.append([*row, position, None])
+        self.open[key] = position
+        self.lives[key, position] = [*row, position, None]
 
     async def write(self, conn: psycopg.AsyncConnection[Any], version: int) -> None:
         keys, width = len(self.table.whole_key), len(self.table.columns)
@@ -216,8 +217,8 @@ class PutBatch:
             await conn.execute(_remove(self.table, version), _columnar(gone, keys), binary=True)
         closes = [(*key, position) for key, position in self.closed.items()]
         await conn.execute(_close(self.table, version), _columnar(closes, keys + 1), binary=True)
-        if self.opened:
-            opened = _columnar([tuple(row) for row in self.opened], width + 2)
+        if self.lives:
+            opened = _columnar([tuple(row) for row in self.lives.values()], width + 2)
             await conn.execute(_open(self.table, version), opened, binary=True)
 
 
@@ -267,46 +268,64 @@ def batches(taken: Iterable[Taken]) -> dict[Table, PutBatch | SumBatch]:
 class PostgresUnit:
     """One transaction. The checkpoints are locked first, which fences a former owner out."""
 
-    def __init__(self, conn: psycopg.AsyncConnection[Any], engine: str) -> None:
-        self.conn, self.engine = conn, engine
+    def __init__(self, conn: psycopg.AsyncConnection[Any], engine: str, *, careful: bool = False) -> None:
+        self.conn, self.engine, self.careful = conn, engine, careful
 
-    async def marks(self, follower: Follower, places: Sequence[Place]) -> dict[Place, Mark]:
-        row = await (
-            await self.conn.execute(
-                "SELECT version FROM projections WHERE (engine, name) = (%s, %s) FOR SHARE",
-                (self.engine, follower.name),
-            )
-        ).fetchone()
-        version = 1 if row is None else int(row[0])
-        wanted = ([topic for topic, _ in places], [partition for _, partition in places])
-        mine = (self.engine, follower.name, version)
-        for attempt in range(2):
+    async def hold(self, wanted: Sequence[Wanted]) -> dict[str, Held]:
+        names = [follower.name for follower, _ in wanted]
+        cursor = await self.conn.execute(
+            "SELECT name, version FROM projections WHERE engine = %s AND name = ANY(%s) FOR SHARE",
+            (self.engine, names),
+        )
+        versions = dict(await cursor.fetchall())
+        held = {name: Held(versions.get(name, 1), {}, set()) for name in names}
+        rows = [
+            (follower.name, held[follower.name].version, topic, partition)
+            for follower, places in wanted
+            for topic, partition in places
+        ]
+        columns = _columnar(rows, 4)
+        for _ in range(2):
             cursor = await self.conn.execute(
-                "SELECT c.topic, c.partition, c.position FROM checkpoints c"
-                " JOIN unnest(%s::text[], %s::int[]) w(topic, partition) USING (topic, partition)"
-                " WHERE (c.engine, c.name, c.version) = (%s, %s, %s) ORDER BY 1, 2 FOR UPDATE OF c",
-                (*wanted, *mine),
+                "SELECT c.name, c.topic, c.partition, c.position FROM checkpoints c"
+                " JOIN unnest(%s::text[], %s::int[], %s::text[], %s::int[]) w(name, version, topic, partition)"
+                " USING (name, version, topic, partition)"
+                " WHERE c.engine = %s ORDER BY 1, 2, 3 FOR UPDATE OF c",
+                (*columns, self.engine),
             )
-            marks = {(topic, part): Mark(version, position) async for topic, part, position in cursor}
-            if len(marks) == len(places) or attempt:
+            found = await cursor.fetchall()
+            if len(found) == len(rows):
                 break
+            await self.begin(wanted, held)
+        for name, topic, partition, position in found:
+            held[name].marks[topic, partition] = position
+        cursor = await self.conn.execute(
+            "SELECT DISTINCT name, stream FROM parked WHERE engine = %s AND name = ANY(%s)",
+            (self.engine, names),
+        )
+        for name, stream in await cursor.fetchall():
+            held[name].parked.add(stream)
+        return held
+
+    async def begin(self, wanted: Sequence[Wanted], held: dict[str, Held]) -> None:
+        """Give each follower a mark in each of its partitions, at the beginning of the log."""
+        for follower, places in wanted:
             await self.conn.execute(
                 "INSERT INTO checkpoints SELECT %s, %s, %s, w.topic, w.partition, 0"
                 " FROM unnest(%s::text[], %s::int[]) w(topic, partition) ON CONFLICT DO NOTHING",
-                (*mine, *wanted),
+                (
+                    self.engine,
+                    follower.name,
+                    held[follower.name].version,
+                    [topic for topic, _ in places],
+                    [partition for _, partition in places],
+                ),
             )
-        return marks
-
-    async def parked(self, follower: Follower) -> set[str]:
-        cursor = await self.conn.execute(
-            "SELECT DISTINCT stream FROM parked WHERE (engine, name) = (%s, %s)", (self.engine, follower.name)
-        )
-        return {stream async for (stream,) in cursor}
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
         fact = taken[0][0]
         try:
-            async with self.conn.transaction():
+            async with self.conn.transaction() if self.careful else nullcontext():
                 for _, batch in sorted(batches(taken).items(), key=lambda item: item[0].name):
                     await batch.write(self.conn, version)
         except (psycopg.DataError, psycopg.IntegrityError) as refused:
@@ -329,30 +348,29 @@ class PostgresUnit:
             (self.engine, follower.name, [fact.position for fact in facts]),
         )
 
-    async def parked_facts(self, follower: Follower, limit: int) -> list[tuple[str, int, str, int]]:
-        """(stream, position, topic, partition), oldest first."""
+    async def parked_facts(
+        self, follower: Follower, after: int, limit: int
+    ) -> list[tuple[str, int, str, int]]:
         cursor = await self.conn.execute(
             "SELECT stream, position, topic, partition FROM parked WHERE (engine, name) = (%s, %s)"
-            " ORDER BY position LIMIT %s FOR UPDATE SKIP LOCKED",
-            (self.engine, follower.name, limit),
+            " AND position > %s ORDER BY position LIMIT %s FOR UPDATE",
+            (self.engine, follower.name, after, limit),
         )
         return await cursor.fetchall()
 
-    async def mark(self, follower: Follower, version: int, reached: dict[Place, int]) -> None:
-        places = sorted(reached)
+    async def mark(self, reached: Sequence[Reached]) -> None:
+        rows = [
+            (follower.name, version, *place, position)
+            for follower, version, places in reached
+            for place, position in sorted(places.items())
+        ]
         await self.conn.execute(
             "UPDATE checkpoints c SET position = w.position"
-            " FROM unnest(%s::text[], %s::int[], %s::bigint[]) w(topic, partition, position)"
+            " FROM unnest(%s::text[], %s::int[], %s::text[], %s::int[], %s::bigint[])"
+            " w(name, version, topic, partition, position)"
             " WHERE (c.engine, c.name, c.version, c.topic, c.partition)"
-            " = (%s, %s, %s, w.topic, w.partition) AND c.position < w.position",
-            (
-                [topic for topic, _ in places],
-                [partition for _, partition in places],
-                [reached[place] for place in places],
-                self.engine,
-                follower.name,
-                version,
-            ),
+            " = (%s, w.name, w.version, w.topic, w.partition) AND c.position < w.position",
+            (*_columnar(rows, 5), self.engine),
         )
 
 
@@ -365,9 +383,9 @@ class PostgresSink:
         self.ledger = ledger
 
     @asynccontextmanager
-    async def unit(self) -> AsyncIterator[PostgresUnit]:
+    async def unit(self, *, careful: bool = False) -> AsyncIterator[PostgresUnit]:
         async with self.ledger.transaction() as conn:
-            yield PostgresUnit(conn, self.engine)
+            yield PostgresUnit(conn, self.engine, careful=careful)
 
     async def standing(self, followers: Sequence[Follower]) -> dict[tuple[str, str, int], int]:
         conn = await self.ledger.open()

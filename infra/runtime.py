@@ -19,6 +19,7 @@ from infra.analytics import ClickHouse
 from infra.eventstore import PostgresLog
 from infra.ledger import Ledger
 from infra.migrate import schema_of
+from infra.queries import Queries
 from infra.sealing import Sealer
 from infra.settings import BadSetting, Role, Settings
 
@@ -62,6 +63,13 @@ class Runtime:
         if self.settings.clickhouse is None:
             raise BadSetting("COUNTERFOIL_CLICKHOUSE is not set: give an http URL, or use `counterfoil up`")
         return ClickHouse(self.settings.clickhouse, self.schema)
+
+    def queries(self) -> Queries:
+        """An async context; answers in the app's role."""
+        settings = self.settings
+        return Queries(
+            settings.role_dsn("app"), self.schema, settings.ledger, self.clickhouse, settings.kafka
+        )
 
 
 def operator(tenant: str, name: str = "operator") -> Actor:

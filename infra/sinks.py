@@ -12,14 +12,6 @@ from infra.ledger import Place
 from infra.mapper import StoredFact
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """How far a follower has come in a partition, in which version of its tables."""
-
-    version: int
-    position: int
-
-
 class Follower(Protocol):
     """Whatever takes facts in: a projection, or a reaction."""
 
@@ -46,40 +38,65 @@ class Refused(Exception):
         self.fact, self.reason = fact, reason
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Where a follower stands, held until its unit ends: no other owner gets past it."""
+
+    version: int
+    """Of its tables: the one that is shown."""
+    marks: dict[Place, int]
+    """The last position taken in, by partition."""
+    parked: set[str]
+    """Streams (tenant/stream) with a fact it could not take."""
+
+
+Wanted = tuple[Follower, Sequence[Place]]
+
+
+Reached = tuple[Follower, int, dict[Place, int]]
+"""A follower, the version it wrote to, and how far it has come."""
+
+
 class Unit(Protocol):
     """One commit."""
 
-    async def marks(self, follower: Follower, places: Sequence[Place]) -> dict[Place, Mark]:
-        """Read and hold the marks; no other owner gets past them before this unit ends."""
-        ...
-
-    async def parked(self, follower: Follower) -> set[str]:
-        """Streams (tenant/stream) with a fact this follower could not take."""
+    async def hold(self, wanted: Sequence[Wanted]) -> dict[str, Held]:
+        """Read and hold the marks of some followers, by name; a new one starts where it should."""
         ...
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
-        """Apply all, or raise Refused for one of them with none applied."""
+        """Apply all. Raises Refused when the store will not; in a careful unit with none applied, else
+        the unit is lost."""
         ...
 
     async def park(self, follower: Follower, place: Place, facts: Iterable[tuple[StoredFact, str]]) -> None:
         """Set facts aside, each with its reason."""
         ...
 
-    async def parked_facts(self, follower: Follower, limit: int) -> list[tuple[str, int, str, int]]:
-        """(stream, position, topic, partition), oldest first, held until this unit ends."""
+    async def parked_facts(
+        self, follower: Follower, after: int, limit: int
+    ) -> list[tuple[str, int, str, int]]:
+        """(stream, position, topic, partition) past a position, oldest first, held until this unit ends.
+
+        Waits for another unit that holds some of them, so that a stream's facts are never taken out of turn.
+        """
         ...
 
     async def unpark(self, follower: Follower, facts: Iterable[StoredFact]) -> None:
         """They have been taken after all."""
         ...
 
-    async def mark(self, follower: Follower, version: int, reached: dict[Place, int]) -> None: ...
+    async def mark(self, reached: Sequence[Reached]) -> None:
+        """Move marks; they never go back."""
+        ...
 
 
 class Sink(Protocol):
     """A store of read models. Contract: tests/streams/test_projector.py runs on every one."""
 
-    def unit(self) -> AbstractAsyncContextManager[Unit]: ...
+    def unit(self, *, careful: bool = False) -> AbstractAsyncContextManager[Unit]:
+        """A careful unit survives a refusal, at the price of more round trips."""
+        ...
 
     async def standing(self, followers: Sequence[Follower]) -> dict[tuple[str, str, int], int]:
         """Positions by (name, topic, partition), of shown versions, read without holding anything."""

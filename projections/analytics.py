@@ -86,11 +86,16 @@ def project(recorded: Recorded) -> list[RowOp]:
     event = recorded.event
     match event:
         case OrderPlaced() | GoodsReturned() | AdjustmentRecorded() | BadDebtAdjusted():
-            kind = PAPERS[type(event)]
-            return [
-                *_sums(kind, event.document, event.lines),
-                *_rows(recorded.position, kind, event.document, event.lines),
-            ]
+            return _sums(PAPERS[type(event)], event.document, event.lines)
+        case _:
+            return []
+
+
+def project_lines(recorded: Recorded) -> list[RowOp]:
+    event = recorded.event
+    match event:
+        case OrderPlaced() | GoodsReturned() | AdjustmentRecorded() | BadDebtAdjusted():
+            return _rows(recorded.position, PAPERS[type(event)], event.document, event.lines)
         case _:
             return []
 
@@ -99,7 +104,7 @@ def _sums(kind: str, document: Document, lines: tuple[Line, ...]) -> list[RowOp]
     net_micro = sum(line.amount_micro for line in lines)
     months: dict[str, list[int]] = {}
     for line in lines:
-        month = months.setdefault((line.placed_at or document.placed_at).strftime("%Y-%m"), [0, 0])
+        month = months.setdefault((line.placed_at or document.placed_at).isoformat()[:7], [0, 0])
         month[0] += 1
         month[1] += line.amount_micro
     currency = document.currency
@@ -140,9 +145,8 @@ def _rows(position: int, kind: str, document: Document, lines: tuple[Line, ...])
     ]
 
 
-PROJECTION = Projection(
-    "analytics", tuple(PAPERS), (TOTALS, BY_MONTH, BY_COUNTRY, BY_CUSTOMER, SALE_LINES), project
-)
+PROJECTION = Projection("analytics", tuple(PAPERS), (TOTALS, BY_MONTH, BY_COUNTRY, BY_CUSTOMER), project)
+SALES = Projection("sales", tuple(PAPERS), (SALE_LINES,), project_lines)
 
 # ── the questions, once for each engine ───────────────────────────────────────────────────────────
 
@@ -154,7 +158,7 @@ REVENUE: dict[Engine, Query] = {
     ),
     Engine.CLICKHOUSE: Query(
         TotalsRow,
-        (("analytics", SALE_LINES),),
+        (("sales", SALE_LINES),),
         "SELECT any(currency) AS currency, count() AS line_count,"
         " uniqExactIf(position, kind = 'order') AS orders,"
         " uniqExactIf(position, kind = 'return') AS returns,"
@@ -170,7 +174,7 @@ REVENUE_BY_MONTH: dict[Engine, Query] = {
     ),
     Engine.CLICKHOUSE: Query(
         MonthRow,
-        (("analytics", SALE_LINES),),
+        (("sales", SALE_LINES),),
         "SELECT any(currency) AS currency, formatDateTime(placed_at, '%%Y-%%m') AS month,"
         " count() AS line_count, sum(toInt128(amount_micro)) AS net_micro"
         " FROM {sale_lines} WHERE currency = %(currency)s GROUP BY month ORDER BY month",
@@ -184,7 +188,7 @@ REVENUE_BY_COUNTRY: dict[Engine, Query] = {
     ),
     Engine.CLICKHOUSE: Query(
         CountryRow,
-        (("analytics", SALE_LINES),),
+        (("sales", SALE_LINES),),
         "SELECT any(currency) AS currency, country, count() AS line_count,"
         " sum(toInt128(amount_micro)) AS net_micro"
         " FROM {sale_lines} WHERE currency = %(currency)s GROUP BY country ORDER BY net_micro DESC, country",
@@ -199,7 +203,7 @@ TOP_CUSTOMERS: dict[Engine, Query] = {
     ),
     Engine.CLICKHOUSE: Query(
         CustomerRow,
-        (("analytics", SALE_LINES),),
+        (("sales", SALE_LINES),),
         "SELECT any(currency) AS currency, assumeNotNull(customer) AS customer, count() AS line_count,"
         " sum(toInt128(amount_micro)) AS net_micro"
         " FROM {sale_lines} WHERE currency = %(currency)s AND isNotNull(customer)"
@@ -208,7 +212,7 @@ TOP_CUSTOMERS: dict[Engine, Query] = {
 }
 NET_UNITS_IN_CLICKHOUSE = Query(
     UnitsRow,
-    (("analytics", SALE_LINES),),
+    (("sales", SALE_LINES),),
     "SELECT code, sum(toInt64(quantity)) AS net_units FROM {sale_lines}"
     " WHERE code IN %(codes)s GROUP BY code ORDER BY code",
 )

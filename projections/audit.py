@@ -26,7 +26,8 @@ REBUILDS = Table("rebuilds", RebuildRow, key=("position",))
 REBUILD_LIST = Query(
     RebuildRow,
     (("audit", REBUILDS),),
-    "SELECT * FROM {rebuilds} WHERE position > %(after)s ORDER BY position LIMIT %(limit)s",
+    "SELECT * FROM {rebuilds} WHERE position > %(after)s AND position <= %(through)s"
+    " ORDER BY position LIMIT %(limit)s",
 )
 
 

@@ -57,12 +57,14 @@ ORDER_BY_ID = Query(OrderRow, (("ordering", ORDERS),), "SELECT * FROM {orders} W
 ORDER_LIST = Query(
     OrderRow,
     (("ordering", ORDERS),),
-    "SELECT * FROM {orders} WHERE position > %(after)s ORDER BY position LIMIT %(limit)s",
+    "SELECT * FROM {orders} WHERE position > %(after)s AND position <= %(through)s"
+    " ORDER BY position LIMIT %(limit)s",
 )
 RETURN_LIST = Query(
     ReturnRow,
     (("ordering", RETURNS),),
-    "SELECT * FROM {returns} WHERE position > %(after)s ORDER BY position LIMIT %(limit)s",
+    "SELECT * FROM {returns} WHERE position > %(after)s AND position <= %(through)s"
+    " ORDER BY position LIMIT %(limit)s",
 )
 
 

@@ -11,6 +11,7 @@ PROJECTIONS: tuple[Projection, ...] = (
     ordering.PROJECTION,
     payments.PROJECTION,
     analytics.PROJECTION,
+    analytics.SALES,
     audit.PROJECTION,
 )
 

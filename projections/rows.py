@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -71,11 +71,11 @@ class Table:
 @lru_cache(maxsize=1_000)
 def columns_of(row: type[Value]) -> tuple[Column, ...]:
     columns = [Column("tenant", "text")]
-    for name, field in row.model_fields.items():
-        kind, nullable = field.annotation, False
+    for name, described in row.model_fields.items():
+        kind, nullable = described.annotation, False
         if get_origin(kind) in (Union, UnionType):
             kind, nullable = next(part for part in get_args(kind) if part is not NoneType), True
-        columns.append(Column(name, "big" if "big" in field.metadata else KINDS[kind], nullable))
+        columns.append(Column(name, "big" if "big" in described.metadata else KINDS[kind], nullable))
     return tuple(columns)
 
 
@@ -121,14 +121,13 @@ class Projection:
     tables: tuple[Table, ...]
     project: Callable[[Recorded], Sequence[RowOp]]
 
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(event.name for event in self.events)
+    names: frozenset[str] = field(init=False)
+    contexts: frozenset[str] = field(init=False)
+    """Whose topics it reads."""
 
-    @property
-    def contexts(self) -> frozenset[str]:
-        """Whose topics it reads."""
-        return frozenset(event.context() for event in self.events)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", frozenset(event.name for event in self.events))
+        object.__setattr__(self, "contexts", frozenset(event.context() for event in self.events))
 
     def tables_in(self, engine: Engine) -> tuple[Table, ...]:
         return tuple(table for table in self.tables if table.engine is engine)
@@ -138,9 +137,10 @@ class Projection:
 class Query:
     """SQL kept beside the tables it reads, typed by the row it returns.
 
-    In the text `{table}` stands for the table's shown version; `%(name)s` (Postgres) and
-    `{name:Type}` doubled braces (ClickHouse) are parameters. The tenant is not a parameter: the sink
-    binds it, and row-level security or the sink's own condition enforces it.
+    In the text `{table}` stands for the table's shown version; `%(name)s` are parameters, in both engines.
+    The tenant is not one: `infra.queries` binds it, and row-level security or its own condition enforces
+    it. `%(through)s` is always there: the position the answer is complete through. A list by position ends
+    at it, because partitions are not equally far: a row that came later could lie on a page already read.
     """
 
     row: type[Value]

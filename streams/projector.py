@@ -12,34 +12,24 @@ from domain.facts import Recorded
 from domain.registry import EVENTS
 from infra.ledger import Ledger, Place
 from infra.mapper import StoredFact, Unreadable
-from infra.sinks import Follower, Mark, Refused, Sink, Taken, Unit
+from infra.sinks import Follower, Held, Reached, Refused, Sink, Taken, Unit, Wanted
 from projections.rows import Projection
 from streams.topics import Run, context_of, partition_of
 
 HEAL_POSITIONS_MAX = 20_000
 """Read from the log in one commit; a longer gap takes several."""
 DRAIN_MAX = 500
+BEHIND = "behind a parked fact of its stream"
 
 log = logging.getLogger("counterfoil.projector")
 
 
-@dataclass(frozen=True)
 class Projecting:
     """A projection as a follower."""
 
-    projection: Projection
-
-    @property
-    def name(self) -> str:
-        return self.projection.name
-
-    @property
-    def names(self) -> frozenset[str]:
-        return self.projection.names
-
-    @property
-    def contexts(self) -> frozenset[str]:
-        return self.projection.contexts
+    def __init__(self, projection: Projection) -> None:
+        self.projection = projection
+        self.name, self.names, self.contexts = projection.name, projection.names, projection.contexts
 
     def take(self, recorded: Recorded) -> Sequence[Any]:
         return self.projection.project(recorded)
@@ -68,7 +58,7 @@ class Projector:
         self.contexts = frozenset(context for follower in followers for context in follower.contexts)
         self.counted = Counted()
         self.turn = asyncio.Lock()
-        self.looked: dict[tuple[str, str, int], int] = {}
+        self.looked: dict[tuple[str, str, int], tuple[int, int]] = {}
 
     async def take(self, arrived: Sequence[Run]) -> None:
         """Apply what is new in these runs. Raises the sink's faults with nothing half done."""
@@ -77,33 +67,47 @@ class Projector:
             by_place.setdefault(run.place, []).append(run)
         async with self.turn:
             while by_place:
-                by_place = await self._commit(by_place)
+                try:
+                    by_place = await self._commit(by_place, careful=False)
+                except Refused:  # find out which fact it is, one half at a time
+                    by_place = await self._commit(by_place, careful=True)
 
-    async def _commit(self, by_place: dict[Place, list[Run]]) -> dict[Place, list[Run]]:
+    async def _commit(self, by_place: dict[Place, list[Run]], *, careful: bool) -> dict[Place, list[Run]]:
         """One unit; returns the runs that a long gap left for the next one."""
         unfinished: dict[Place, list[Run]] = {}
         counted = Counted()
-        async with self.sink.unit() as unit:
-            marks = {
-                follower.name: await unit.marks(follower, places)
-                for follower in self.followers
-                if (
-                    places := [
-                        place for place in sorted(by_place) if context_of(place[0]) in follower.contexts
-                    ]
-                )
-            }
+        wanted: list[Wanted] = [
+            (follower, mine)
+            for follower in self.followers
+            if (mine := [place for place in sorted(by_place) if context_of(place[0]) in follower.contexts])
+        ]
+        if not wanted:
+            return {}
+        async with self.sink.unit(careful=careful) as unit:
+            held = await unit.hold(wanted)
             collected: dict[Place, tuple[list[StoredFact], int]] = {}
             for place, runs in by_place.items():
-                mine = [marks[name][place].position for name in marks if place in marks[name]]
-                facts, reached, whole = await self._collect(place, runs, min(mine, default=0), counted)
+                marks = [standing.marks[place] for standing in held.values() if place in standing.marks]
+                if not marks:
+                    continue
+                facts, reached, whole = await self._collect(place, runs, min(marks), counted)
                 collected[place] = facts, reached
                 if not whole:
                     unfinished[place] = runs
             decoded: dict[int, Recorded | Unreadable] = {}
-            for follower in self.followers:
-                if follower.name in marks:
-                    await self._follow(unit, follower, marks[follower.name], collected, decoded, counted)
+            moved: list[Reached] = []
+            for follower, _ in wanted:
+                standing = held[follower.name]
+                await self._follow(unit, follower, standing, collected, decoded, counted, careful=careful)
+                ahead = {
+                    place: collected[place][1]
+                    for place, mark in standing.marks.items()
+                    if collected[place][1] > mark
+                }
+                if ahead:
+                    moved.append((follower, standing.version, ahead))
+            if moved:
+                await unit.mark(moved)
         for name in ("facts", "healed", "duplicates", "parked"):
             setattr(self.counted, name, getattr(self.counted, name) + getattr(counted, name))
         return unfinished
@@ -139,43 +143,42 @@ class Projector:
         self,
         unit: Unit,
         follower: Follower,
-        marks: dict[Place, Mark],
+        standing: Held,
         collected: dict[Place, tuple[list[StoredFact], int]],
         decoded: dict[int, Recorded | Unreadable],
         counted: Counted,
+        *,
+        careful: bool,
     ) -> None:
-        parked = await unit.parked(follower)
-        version = next(iter(marks.values())).version
+        """Hand a follower what is new to it; what it cannot take is parked, with all behind it."""
         taken: list[Taken] = []
         place_of: dict[int, Place] = {}
         aside: list[tuple[Place, StoredFact, str]] = []
-        for place in sorted(marks):
+        for place, mark in standing.marks.items():
             for fact in collected[place][0]:
-                if fact.position <= marks[place].position:
+                if fact.position <= mark:
                     continue
                 if fact.name not in follower.names and fact.name in EVENTS:
                     continue  # not its business; a name nobody knows is everybody's
                 place_of[fact.position] = place
-                if fact.originator_id in parked:
-                    aside.append((place, fact, "behind a parked fact of its stream"))
+                if fact.originator_id in standing.parked:
+                    aside.append((place, fact, BEHIND))
                     continue
                 try:
-                    recorded = self._decode(fact, decoded)
+                    recorded = _decode(fact, decoded)
                     taken.append((fact, recorded, follower.take(recorded)))
                 except Exception as broken:  # noqa: BLE001  whatever a fact breaks, it breaks for its stream alone
-                    parked.add(fact.originator_id)
+                    standing.parked.add(fact.originator_id)
                     aside.append((place, fact, f"{type(broken).__name__}: {broken}"))
         taken.sort(key=lambda each: each[0].position)
-        for fact, reason in await self._write(unit, follower, version, taken, parked):
-            aside.append((place_of[fact.position], fact, reason))
+        if taken and not careful:
+            await unit.write(follower, standing.version, taken)
+        elif taken:
+            for fact, reason in await self._write(unit, follower, standing.version, taken, standing.parked):
+                aside.append((place_of[fact.position], fact, reason))
         for place, fact, reason in aside:
             log.warning("parked %s %d for %s: %s", fact.originator_id, fact.position, follower.name, reason)
             await unit.park(follower, place, [(fact, reason)])
-        reached = {
-            place: collected[place][1] for place, mark in marks.items() if collected[place][1] > mark.position
-        }
-        if reached:
-            await unit.mark(follower, version, reached)
         counted.facts += len(taken)
         counted.parked += len(aside)
 
@@ -195,32 +198,21 @@ class Projector:
             out = await self._write(unit, follower, version, taken[:half], parked)
             rest = [each for each in taken[half:] if each[0].originator_id not in parked]
             behind = [each[0] for each in taken[half:] if each[0].originator_id in parked]
-            out += [(fact, "behind a parked fact of its stream") for fact in behind]
+            out += [(fact, BEHIND) for fact in behind]
             return out + await self._write(unit, follower, version, rest, parked)
         return []
-
-    def _decode(self, fact: StoredFact, decoded: dict[int, Recorded | Unreadable]) -> Recorded:
-        found = decoded.get(fact.position)
-        if found is None:
-            try:
-                found = fact.recorded()
-            except Unreadable as broken:
-                found = broken
-            decoded[fact.position] = found
-        if isinstance(found, Unreadable):
-            raise found
-        return found
 
     # ── what nobody sends ─────────────────────────────────────────────────────────────────────────
 
     async def heal_tails(self) -> int:
         """Read from the log what was published and never arrived; call it about once a second.
 
-        A partition counts as stuck when its mark is behind the relay's and has not moved since the
-        last look. Returns how many were.
+        A partition counts as stuck when its mark has not moved since the last look, and was behind the
+        relay's already then. Returns how many were.
         """
-        _, _, heads = await self.log.relayed()
-        standing = await self.sink.standing(self.followers)
+        async with self.turn:  # the sink's connection is not to be looked through in the middle of a unit
+            _, _, heads = await self.log.relayed()
+            standing = await self.sink.standing(self.followers)
         stuck: dict[Place, int] = {}
         for follower in self.followers:
             for (topic, partition), last in heads.items():
@@ -230,39 +222,69 @@ class Projector:
                     continue
                 where = (follower.name, topic, partition)
                 mark = standing.get(where, 0)
-                if mark < last and self.looked.get(where) == mark:
+                before, published = self.looked.get(where, (mark, 0))
+                if before == mark < published:
                     stuck[topic, partition] = last
-                self.looked[where] = mark
+                self.looked[where] = mark, last
         if stuck:
             log.info("healing %d partitions from the log", len(stuck))
             await self.take([Run(*place, last, last, ()) for place, last in sorted(stuck.items())])
         return len(stuck)
 
     async def drain(self) -> int:
-        """Try parked facts again, oldest first, each stream up to the first that still fails."""
+        """Try parked facts again, oldest first, each stream up to the first that still fails; returns how
+        many were taken."""
         drained = 0
         for follower in self.followers:
-            async with self.turn, self.sink.unit() as unit:
-                waiting = await unit.parked_facts(follower, DRAIN_MAX)
-                if not waiting:
-                    continue
-                facts = {fact.position: fact for fact in await self.log.facts_at([w[1] for w in waiting])}
-                places = sorted({(topic, partition) for _, _, topic, partition in waiting})
-                version = next(iter((await unit.marks(follower, places)).values())).version
-                failing: set[str] = set()
-                for stream, position, _, _ in waiting:
-                    if stream in failing:
-                        continue
-                    fact = facts[position]
-                    try:
-                        recorded = fact.recorded()
-                        if fact.name in follower.names:
-                            await unit.write(follower, version, [(fact, recorded, follower.take(recorded))])
-                    except (OSError, ConnectionError):
-                        raise
-                    except Exception:  # noqa: BLE001  still broken: it stays parked, and so does its stream
-                        failing.add(stream)
-                        continue
-                    await unit.unpark(follower, [fact])
-                    drained += 1
+            failing: set[str] = set()
+            after: int | None = 0
+            while after is not None:
+                async with self.turn, self.sink.unit() as unit:
+                    after, taken = await self._drain(unit, follower, after, failing)
+                drained += taken
         return drained
+
+    async def _drain(
+        self, unit: Unit, follower: Follower, after: int, failing: set[str]
+    ) -> tuple[int | None, int]:
+        """One page of parked facts, past `after`: where the next one begins, and how many were taken."""
+        waiting = await unit.parked_facts(follower, after, DRAIN_MAX)
+        if not waiting:
+            return None, 0
+        facts = {fact.position: fact for fact in await self.log.facts_at([w[1] for w in waiting])}
+        places = sorted({(topic, partition) for _, _, topic, partition in waiting})
+        version = (await unit.hold([(follower, places)]))[follower.name].version
+        drained = 0
+        for stream, position, _, _ in waiting:
+            if stream in failing:
+                continue
+            fact = facts[position]
+            try:
+                recorded = fact.recorded()
+                asked = follower.take(recorded) if fact.name in follower.names else ()
+            except Exception:  # noqa: BLE001  still broken: it stays parked, and so does its stream
+                failing.add(stream)
+                continue
+            try:
+                if asked:
+                    await unit.write(follower, version, [(fact, recorded, asked)])
+            except Refused:
+                failing.add(stream)
+                continue
+            await unit.unpark(follower, [fact])
+            drained += 1
+        return waiting[-1][1], drained
+
+
+def _decode(fact: StoredFact, decoded: dict[int, Recorded | Unreadable]) -> Recorded:
+    """Once for all followers, the failure too."""
+    found = decoded.get(fact.position)
+    if found is None:
+        try:
+            found = fact.recorded()
+        except Unreadable as broken:
+            found = broken
+        decoded[fact.position] = found
+    if isinstance(found, Unreadable):
+        raise found
+    return found

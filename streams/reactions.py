@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID, uuid5
 
@@ -17,9 +17,9 @@ from commands.handling import Actor, Command, Handler
 from domain.facts import Event, Recorded
 from domain.refusals import Refusal
 from domain.values import Permission
-from infra.ledger import Due, Ledger, Place
+from infra.ledger import Due, Ledger
 from infra.readmodel import PostgresSink, PostgresUnit
-from infra.sinks import Follower, Mark, Refused, Taken
+from infra.sinks import Follower, Held, Refused, Taken, Wanted
 
 ENGINE = "reaction"
 
@@ -42,13 +42,12 @@ class Reaction:
     react: Callable[[Recorded], Sequence[Command | Deadline]]
     from_start: bool = False
 
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(event.name for event in self.events)
+    names: frozenset[str] = field(init=False)
+    contexts: frozenset[str] = field(init=False)
 
-    @property
-    def contexts(self) -> frozenset[str]:
-        return frozenset(event.context() for event in self.events)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", frozenset(event.name for event in self.events))
+        object.__setattr__(self, "contexts", frozenset(event.context() for event in self.events))
 
     def take(self, recorded: Recorded) -> Sequence[Command | Deadline]:
         return self.react(recorded)
@@ -66,14 +65,15 @@ class ReactionUnit(PostgresUnit):
     handler: Handler
     ledger: Ledger
 
-    async def marks(self, follower: Follower, places: Sequence[Place]) -> dict[Place, Mark]:
-        if isinstance(follower, Reaction) and not follower.from_start:
-            await self.conn.execute(
-                "INSERT INTO checkpoints SELECT %s, %s, 1, w.topic, w.partition, r.through"
-                " FROM unnest(%s::text[], %s::int[]) w(topic, partition), relay r ON CONFLICT DO NOTHING",
-                (self.engine, follower.name, [t for t, _ in places], [p for _, p in places]),
-            )
-        return await PostgresUnit.marks(self, follower, places)
+    async def begin(self, wanted: Sequence[Wanted], held: dict[str, Held]) -> None:
+        for follower, places in wanted:
+            if isinstance(follower, Reaction) and not follower.from_start:
+                await self.conn.execute(
+                    "INSERT INTO checkpoints SELECT %s, %s, 1, w.topic, w.partition, r.through"
+                    " FROM unnest(%s::text[], %s::int[]) w(topic, partition), relay r ON CONFLICT DO NOTHING",
+                    (self.engine, follower.name, [t for t, _ in places], [p for _, p in places]),
+                )
+        await PostgresUnit.begin(self, wanted, held)
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
         assert isinstance(follower, Reaction)
@@ -123,8 +123,8 @@ class ReactionSink(PostgresSink):
         self.handler = handler
 
     @asynccontextmanager
-    async def unit(self) -> AsyncIterator[ReactionUnit]:
+    async def unit(self, *, careful: bool = False) -> AsyncIterator[ReactionUnit]:
         async with self.ledger.transaction() as conn:
-            unit = ReactionUnit(conn, self.engine)
+            unit = ReactionUnit(conn, self.engine, careful=careful)
             unit.handler, unit.ledger = self.handler, self.ledger
             yield unit

@@ -6,17 +6,19 @@ import asyncio
 import logging
 from typing import Protocol
 
+from domain.registry import CONTEXTS
 from infra.bus import Bus, BusUnavailable
 from infra.ledger import DATABASE_FAULTS, Deposed, Head, Ledger, Place
 from infra.mapper import StoredFact
 from infra.runtime import Runtime, run_role
-from streams.topics import PARTITIONS, pack, runs, topics
+from streams.topics import PARTITIONS, Run, context_of, pack, runs, topics
 
 IDLE_S = 0.02
 """Between looks at a log that has nothing new: most of an event's way to a read model when idle."""
-GATHER_FACTS_MIN = 500
-GATHER_S = 0.03
-"""While less than this waits, a little patience makes fatter records; the broker slows down on thin ones."""
+CYCLE_S = 0.1
+CYCLE_FACTS_MAX = 4_000
+"""Under load a cycle waits until so much time has passed or so much has come: thin records cost the
+most, here, at the broker and at every worker. After a pause nothing waits."""
 RETRY_S = 0.3
 STANDBY_S = 1.0
 
@@ -85,21 +87,24 @@ class Relay:
             heads = {place: min(last, position) for place, last in heads.items()}
             log.info("broker %s is new: publishing again from position %d", broker[:60], position)
         await self.desk.advance(fence, 0, {}, broker if position == through else None)
+        clock = asyncio.get_running_loop().time
+        cycle_at = clock()
         while True:
             head = (await self.desk.head()).position
             if head == position:
                 await self.desk.advance(fence, position, {}, broker)
                 await self._idle(fence, position)
                 continue
-            if head - position < GATHER_FACTS_MIN:
-                await asyncio.sleep(GATHER_S)
+            if head - position < CYCLE_FACTS_MAX and (wait_s := cycle_at - clock()) > 0:
+                await asyncio.sleep(wait_s)
                 head = (await self.desk.head()).position
+            cycle_at = clock() + CYCLE_S
             facts = await self.desk.facts(position, head)
             moved = dict(heads)
-            records = [(run.topic, run.partition, pack(run)) for run in runs(self.ledger, facts, moved)]
-            await asyncio.to_thread(self.bus.publish, records)
+            cut = list(runs(self.ledger, facts, moved))
+            await asyncio.to_thread(self.bus.publish, [_record(run) for run in cut if _has_topic(run)])
             position, heads = facts[-1].position, moved
-            touched = {(topic, partition): heads[topic, partition] for topic, partition, _ in records}
+            touched = {run.place: heads[run.place] for run in cut}
             await self.desk.advance(fence, position, touched, broker if position >= through else None)
             self.published += len(facts)
 
@@ -111,6 +116,16 @@ class Relay:
             if asyncio.get_running_loop().time() > renew:
                 await self.desk.advance(fence, position, {})
                 renew += 1.0
+
+
+def _record(run: Run) -> tuple[str, int, bytes]:
+    return run.topic, run.partition, pack(run)
+
+
+def _has_topic(run: Run) -> bool:
+    """A newer program's context has none yet: its followers read these facts from the log, as they read any
+    record that was lost."""
+    return context_of(run.topic) in CONTEXTS
 
 
 async def main(runtime: Runtime) -> None:

@@ -1,18 +1,29 @@
-"""Which topic carries which context, which partition carries which stream, and what a record is."""
+"""What a record is: a run of one partition's facts. Where each fact belongs is in infra/places.py."""
 
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from domain.registry import CONTEXTS
 from infra.ledger import Place
 from infra.mapper import StoredFact
+from infra.places import PARTITIONS, context_of, partition_of, place_of, topic_of, topics
 
-PARTITIONS = 4
-"""Of every topic. The count is in the topic's name: another count is another topic, and a replay."""
+__all__ = [
+    "PARTITIONS",
+    "BadRecord",
+    "Run",
+    "context_of",
+    "pack",
+    "partition_of",
+    "place_of",
+    "runs",
+    "topic_of",
+    "topics",
+    "unpack",
+]
+
 RUN_BYTES_MAX = 256 * 1024
 """A record's size, as far as whole facts allow; brokers refuse more than 1 MiB by default."""
 
@@ -23,27 +34,6 @@ FORMAT = 1
 
 class BadRecord(ValueError):
     """Bytes from the broker that are not a record of ours; the gap they leave is read from the log."""
-
-
-def topic_of(ledger: str, context: str) -> str:
-    return f"counterfoil.{ledger}.{context}.v1.p{PARTITIONS}"
-
-
-def context_of(topic: str) -> str:
-    return topic.split(".")[2]
-
-
-def topics(ledger: str, contexts: Iterable[str] = CONTEXTS) -> list[str]:
-    return [topic_of(ledger, context) for context in contexts]
-
-
-def partition_of(originator_id: str) -> int:
-    """Of tenant/stream. Computed here and passed explicitly: clients' own hashes differ."""
-    return zlib.crc32(originator_id.encode()) % PARTITIONS
-
-
-def place_of(ledger: str, fact: StoredFact) -> Place:
-    return topic_of(ledger, fact.name.partition(".")[0]), partition_of(fact.originator_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import psycopg
@@ -32,8 +33,21 @@ def template(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def settings(template: Settings, postgres: EmbeddedPostgres) -> Iterator[Settings]:
-    """Settings of a migrated database of this test's own."""
+def settings(template: Settings) -> Iterator[Settings]:
+    """Settings of a migrated database of this test's own. Takes a second: `stored` is nearly free."""
+    with copied(template) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def shared(template: Settings) -> Iterator[Settings]:
+    """A migrated database for all tests that leave it as they found it."""
+    with copied(template) as settings:
+        yield settings
+
+
+@contextmanager
+def copied(template: Settings) -> Iterator[Settings]:
     name = f"test_{uuid4().hex}"
     assert template.postgres_dsn is not None
     base, _, source = template.postgres_dsn.rpartition("/")
@@ -48,9 +62,10 @@ def settings(template: Settings, postgres: EmbeddedPostgres) -> Iterator[Setting
 
 
 @pytest.fixture
-def stored(settings: Settings) -> Iterator[InPostgres]:
-    """A ledger in Postgres."""
-    ledger = InPostgres(settings)
+def stored(shared: Settings) -> Iterator[InPostgres]:
+    """An empty ledger in Postgres."""
+    ledger = InPostgres(shared)
+    ledger.empty()
     yield ledger
     ledger.close()
 

@@ -68,6 +68,13 @@ class InPostgres:
             conn.execute("DELETE FROM commands WHERE first_position + facts - 1 > %s", (position,))
             conn.execute("UPDATE head SET position = %s", (position,))
 
+    def empty(self) -> None:
+        """As migrated: no facts, no keys, and no time has passed."""
+        self.cut(0)
+        with self.admin() as conn:
+            conn.execute("DELETE FROM commands")
+            conn.execute("UPDATE head SET at_us = 0")
+
     @contextmanager
     def admin(self) -> Iterator[psycopg.Connection[Any]]:
         """The database's administrator, whom no wall stops, standing in the ledger."""

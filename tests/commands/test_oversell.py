@@ -144,7 +144,7 @@ class Selling(RuleBasedStateMachine):
         assert self.free() >= 0
 
 
-PROOF = settings(max_examples=150, stateful_step_count=40, deadline=None)
+PROOF = settings(max_examples=80, stateful_step_count=40, deadline=None)
 CONTROL = settings(PROOF, phases=[Phase.generate], database=None)
 """A control only has to fail; nobody needs its smallest example."""
 

@@ -206,7 +206,9 @@ def test_roles_start_only_after_the_migration_and_are_given_their_port(tmp_path:
     told = (
         f'test -f {tmp_path}/migrated && echo "$COUNTERFOIL_API_PORT $COUNTERFOIL_KAFKA" > {tmp_path}/told; '
     )
-    role = Role("api", ["sh", "-c", told + "sleep 60"], ready=lambda addresses: (tmp_path / "told").exists())
+    role = Role(
+        "api", ["sh", "-c", told + "exec sleep 60"], ready=lambda addresses: (tmp_path / "told").exists()
+    )
     found: list[Addresses] = []
     _run(Settings(home=tmp_path, **ELSEWHERE), [role], migrate=migrate, on_ready=found.append)
     port, kafka = (tmp_path / "told").read_text().split()

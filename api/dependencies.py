@@ -1,0 +1,407 @@
+"""What every route is handed: who asks and for whom, what is asked once only, and how fresh an answer must be."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import urlencode
+
+from fastapi import Depends, Header, Query, Request, Response
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import (
+    BodyTooLarge,
+    CursorUnreadable,
+    InvalidRequest,
+    KeyMissing,
+    PositionOfAnotherEpoch,
+    PositionOfAnotherLedger,
+    PositionUnreadable,
+    TenantUnnamed,
+    Unauthorized,
+    answer,
+    problems,
+)
+from commands.handling import (
+    Actor,
+    Answer,
+    BadKey,
+    Busy,
+    Command,
+    Handler,
+    KeyReused,
+    NotPermitted,
+    TooManyFacts,
+    TooManyStreams,
+)
+from domain.facts import Recorded
+from infra.eventstore import LogUnavailable
+from infra.queries import (
+    AT_LEAST_S,
+    AT_LEAST_S_MAX,
+    PositionUnknown,
+    ProjectionBehind,
+    Queries,
+    StoreUnavailable,
+    Told,
+)
+from infra.runtime import Runtime, operator
+
+API = "/api/v1"
+BODY_BYTES_MAX = 2 * 1024 * 1024
+"""An order of five thousand lines with long titles."""
+LIMIT_MAX = 200
+LIMIT = 50
+TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,200}")
+POSITION = re.compile(r"([a-z0-9_]{1,40})\.([1-9][0-9]{0,8}):(0|[1-9][0-9]{0,17})")
+WAIT = re.compile(r"wait\s*=\s*\"?([0-9]{1,9})\"?", re.IGNORECASE)
+
+T = TypeVar("T")
+
+
+# ── the first wall ────────────────────────────────────────────────────────────────────────────────
+
+
+class Wall:
+    """Stands before everything under /api/v1, bodies included: the installation's token and a tenant's name.
+
+    A first wall until `identity` exists: whoever has the token is the operator, of every tenant.
+    """
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{API}/"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        tenant = headers.get("counterfoil-tenant", "")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token):
+            refusal = answer(scope["path"], Unauthorized)
+        elif not TENANT.fullmatch(tenant):
+            refusal = answer(scope["path"], TenantUnnamed)
+        elif int(headers.get("content-length") or 0) > BODY_BYTES_MAX:
+            refusal = answer(scope["path"], BodyTooLarge, f"{BODY_BYTES_MAX:,} bytes are the most")
+        else:
+            scope.setdefault("state", {})["actor"] = operator(tenant)
+            await self.app(scope, _limited(receive), send)
+            return
+        await refusal(scope, receive, send)
+
+
+def _limited(receive: Receive) -> Receive:
+    """A body whose length nobody declared is cut off where it becomes too large."""
+    taken = 0
+
+    async def counting() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > BODY_BYTES_MAX:
+            raise HTTPException(413)
+        return message
+
+    return counting
+
+
+bearer = HTTPBearer(auto_error=False, description="The installation's token: `counterfoil token` prints it.")
+
+
+async def actor(
+    request: Request,
+    tenant: Annotated[
+        str | None,
+        Header(alias="Counterfoil-Tenant", description="Whose data; another tenant's does not exist."),
+    ] = None,
+) -> Actor:
+    found: Actor = request.state.actor
+    return found
+
+
+ALLOWED = [Depends(bearer), Depends(actor)]
+REFUSED_AT_THE_WALL = (Unauthorized, TenantUnnamed, InvalidRequest)
+
+
+def runtime_of(request: Request) -> Runtime:
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+def queries_of(request: Request) -> Queries:
+    queries: Queries = request.app.state.queries
+    return queries
+
+
+# ── positions ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def token(ledger: str, epoch: int, position: int) -> str:
+    return f"{ledger}.{epoch}:{position}"
+
+
+def position_of(text: str, ledger: str, epoch: int) -> int:
+    """Read a token strictly: of this ledger, and of its present epoch."""
+    matched = POSITION.fullmatch(text)
+    if matched is None:
+        raise PositionUnreadable(f"{text[:60]!r}")
+    if matched[1] != ledger:
+        raise PositionOfAnotherLedger(f"this one is {ledger!r}")
+    if int(matched[2]) != epoch:
+        raise PositionOfAnotherEpoch(f"it is in epoch {epoch} now")
+    return int(matched[3])
+
+
+# ── commands ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One command request: runs in a thread, as the handler is synchronous."""
+
+    runtime: Runtime
+    handler: Handler
+    by: Actor
+    key: str
+    epoch: int
+    response: Response
+
+    def handle(self, command: Command) -> Answer:
+        done = self.handler.handle(command, by=self.by, key=self.key)
+        self.response.headers["Counterfoil-Position"] = self.token(done.position)
+        if done.replayed:
+            self.response.headers["Idempotent-Replayed"] = "true"
+        return done
+
+    def first_fact(self, command: Command, stream: str) -> Recorded:
+        """What the command recorded first; where it had been recorded before, under another key, that: 200."""
+        done = self.handle(command)
+        if done.facts:
+            return done.facts[0]
+        self.response.status_code = 200
+        return self.handler.log.read(self.by.tenant, {stream: 0})[0]
+
+    def token(self, position: int) -> str:
+        return token(self.runtime.settings.ledger, self.epoch, position)
+
+
+async def asked(
+    request: Request,
+    response: Response,
+    by: Annotated[Actor, Depends(actor)],
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="Up to 200 printable characters, yours to choose. The same request under the same key"
+            " happens once, whenever it is sent again, and gets the same answer; another request is refused.",
+        ),
+    ] = None,
+) -> Asked:
+    if not key:
+        raise KeyMissing
+    if not IDEMPOTENCY_KEY.fullmatch(key):
+        raise BadKey(f"{len(key)} characters")
+    state = request.app.state
+    response.headers["Cache-Control"] = "no-store"
+    return Asked(state.runtime, state.handler, by, key, await state.queries.epoch(), response)
+
+
+AskedOnce = Annotated[Asked, Depends(asked)]
+
+COMMAND_HEADERS = {
+    "Counterfoil-Position": {
+        "description": "Send it as `Counterfoil-At-Least` with a query to see this command's effect.",
+        "schema": {"type": "string"},
+        "example": "0.1:8123",
+    },
+    "Idempotent-Replayed": {
+        "description": "`true`: answered from what the key's first request had recorded.",
+        "schema": {"type": "string"},
+        "example": "true",
+    },
+}
+
+
+def commanded(
+    example: Any, *refusals: type[Exception], created: bool = True, again: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """The answers of a command's route. `again`: a paper recorded before under another key answers 200."""
+    whole = {"headers": COMMAND_HEADERS, "content": {"application/json": {"example": example}}}
+    found: dict[int | str, dict[str, Any]] = {201 if created else 200: {"description": "Recorded.", **whole}}
+    if again:
+        found[200] = {"description": "Recorded before, under another key.", **whole}
+    return found | problems(
+        *REFUSED_AT_THE_WALL,
+        *(KeyMissing, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams, BodyTooLarge),
+        *(Busy, LogUnavailable, StoreUnavailable),
+        *refusals,
+    )
+
+
+# ── queries ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """One query request, with how fresh its answer must be."""
+
+    queries: Queries
+    tenant: str
+    at_least: int | None
+    as_of: int | None
+    wait_s: float
+    epoch: int
+    request: Request
+
+    def how(self) -> dict[str, Any]:
+        """Keyword arguments of `Queries.run`."""
+        return {"at_least": self.at_least, "as_of": self.as_of, "wait_s": self.wait_s}
+
+    def answer(
+        self, told: Told, body: BaseModel, *, tag: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """With an entity tag, of the content unless given: 304 where the client has it already."""
+        content = body.model_dump_json().encode()
+        etag = f'"{tag or hashlib.sha256(content).hexdigest()[:32]}"'
+        kept = {
+            "ETag": etag,
+            "Cache-Control": "private, no-cache",
+            "Vary": "Authorization, Counterfoil-Tenant",
+            "Counterfoil-Complete-Through": token(self.queries.ledger, told.epoch, told.complete_through),
+            **(headers or {}),
+        }
+        if told.parked:
+            kept["Counterfoil-Parked"] = str(told.parked)
+        known = self.request.headers.get("if-none-match", "")
+        if known.strip() == "*" or etag in [each.strip().removeprefix("W/") for each in known.split(",")]:
+            return Response(None, 304, kept)
+        return Response(content, 200, kept, "application/json")
+
+
+async def asking(
+    request: Request,
+    by: Annotated[Actor, Depends(actor)],
+    at_least: Annotated[
+        str | None,
+        Header(
+            alias="Counterfoil-At-Least",
+            description="A position: the answer waits until everything up to it is in, or is a 503.",
+        ),
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        Header(description=f"`wait=SECONDS`: how long to wait for it, {AT_LEAST_S_MAX:.0f} at most."),
+    ] = None,
+    as_of: Annotated[
+        str | None,
+        Query(description="A position: what would have been answered when the log ended there."),
+    ] = None,
+) -> Asking:
+    queries = queries_of(request)
+    epoch = await queries.epoch()
+    positions = [
+        None if text is None else position_of(text, queries.ledger, epoch) for text in (at_least, as_of)
+    ]
+    waits = [WAIT.fullmatch(part.strip()) for part in (prefer or "").split(",")]
+    wait_s = next((min(float(found[1]), AT_LEAST_S_MAX) for found in waits if found), AT_LEAST_S)
+    return Asking(queries, by.tenant, positions[0], positions[1], wait_s, epoch, request)
+
+
+Fresh = Annotated[Asking, Depends(asking)]
+
+QUERY_HEADERS = {
+    "Counterfoil-Complete-Through": {
+        "description": "Everything up to this position is in the answer.",
+        "schema": {"type": "string"},
+        "example": "0.1:8123",
+    },
+    "Counterfoil-Parked": {
+        "description": "How many facts wait for a repair and are missing in the answer; absent when none.",
+        "schema": {"type": "integer"},
+        "example": 1,
+    },
+    "ETag": {
+        "description": "For If-None-Match.",
+        "schema": {"type": "string"},
+        "example": '"9f86d081884c7d659a2feaa0c55ad015"',
+    },
+}
+
+
+def answered(example: Any, *refusals: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """The answers of a query's route."""
+    found: dict[int | str, dict[str, Any]] = {
+        200: {
+            "description": "The answer.",
+            "headers": QUERY_HEADERS,
+            "content": {"application/json": {"example": example}},
+        },
+        304: {"description": "The client has it already."},
+    }
+    return found | problems(
+        *REFUSED_AT_THE_WALL,
+        *(PositionUnreadable, PositionOfAnotherLedger, PositionOfAnotherEpoch, PositionUnknown),
+        *(ProjectionBehind, StoreUnavailable),
+        *refusals,
+    )
+
+
+# ── pages of a list ───────────────────────────────────────────────────────────────────────────────
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list; `next` is the address of the following one."""
+
+    items: list[T]
+    next: str | None = Field(description="None on the last page.")
+
+
+Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX, description="Items on one page.")]
+Cursor = Annotated[
+    str | None, Query(max_length=400, description="From the page before; opaque, and of this list only.")
+]
+
+
+def after(cursor: str | None, route: str, first: T, read: Callable[[Any], T]) -> T:
+    """What a page starts after. Raises CursorUnreadable."""
+    if cursor is None:
+        return first
+    try:
+        name, key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if name != route:
+            raise CursorUnreadable("of another list")
+        return read(key)
+    except (binascii.Error, ValueError, TypeError, KeyError):
+        raise CursorUnreadable(f"{cursor[:60]!r}") from None
+
+
+def cursor_of(route: str, key: Any) -> str:
+    text = json.dumps([route, key], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def paged(
+    fresh: Asking, told: Told, items: Sequence[Any], limit: int, route: str, key: Callable[[Any], Any]
+) -> Response:
+    """Of limit + 1 rows that were asked for, the first `limit`, and where the next page is."""
+    onward = None
+    if len(items) > limit:
+        items = items[:limit]
+        query = {**fresh.request.query_params, "cursor": cursor_of(route, key(items[-1]))}
+        onward = f"{fresh.request.url.path}?{urlencode(query)}"
+    headers = {"Link": f'<{onward}>; rel="next"'} if onward else {}
+    return fresh.answer(told, Page[Any](items=list(items), next=onward), headers=headers)
