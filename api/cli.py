@@ -235,7 +235,7 @@ def _import(system: Stack, file: Path, tenant: str, currency: str, until: date |
         )
 
 
-def _catch_up(system: Stack, tenant: str) -> None:
+def _catch_up(system: Stack) -> None:
     with bar("read models", 100, "%") as advance:
         reached = 0
 
@@ -244,7 +244,7 @@ def _catch_up(system: Stack, tenant: str) -> None:
             advance(int(share * 100) - reached)
             reached = int(share * 100)
 
-        wait_for(system.api, system.runtime, tenant, show)
+        wait_for(system.api, system.runtime, show)
 
 
 def _tell_import(summary: Summary, file: Path) -> None:
@@ -275,7 +275,7 @@ def import_retail(
     with stack(Settings(), err.print) as system:
         summary = _import(system, file, _tenant(tenant), currency, until.date() if until else None)
         if wait:
-            _catch_up(system, tenant)
+            _catch_up(system)
     if as_json:
         print(json.dumps(summary.as_json()))  # noqa: T201
     _tell_import(summary, file)
@@ -327,7 +327,7 @@ def demo(
     with stack(Settings(), err.print) as system, Peak({system.running.pid, os.getpid()}) as peak:
         importing = time.monotonic()
         summary = _import(system, shown.FILE, shown.TENANT, shown.CURRENCY, day)
-        _catch_up(system, shown.TENANT)
+        _catch_up(system)
         seconds = time.monotonic() - importing
         found = report(system.api, system.runtime, shown.TENANT, shown.CURRENCY, ["84077"])
         peak.look()

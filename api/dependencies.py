@@ -1,4 +1,4 @@
-"""What every route is handed: who asks and for whom, what is asked once only, and how fresh an answer must be."""
+"""What every route is handed: who asks, what happens once only, and how fresh an answer must be."""
 
 from __future__ import annotations
 
@@ -94,13 +94,18 @@ class Wall:
             refusal = answer(scope["path"], Unauthorized)
         elif not TENANT.fullmatch(tenant):
             refusal = answer(scope["path"], TenantUnnamed)
-        elif int(headers.get("content-length") or 0) > BODY_BYTES_MAX:
+        elif _declared_bytes(headers) > BODY_BYTES_MAX:
             refusal = answer(scope["path"], BodyTooLarge, f"{BODY_BYTES_MAX:,} bytes are the most")
         else:
             scope.setdefault("state", {})["actor"] = operator(tenant)
             await self.app(scope, _limited(receive), send)
             return
         await refusal(scope, receive, send)
+
+
+def _declared_bytes(headers: Headers) -> int:
+    text = headers.get("content-length", "")
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
 
 
 def _limited(receive: Receive) -> Receive:
@@ -118,7 +123,10 @@ def _limited(receive: Receive) -> Receive:
     return counting
 
 
-bearer = HTTPBearer(auto_error=False, description="The installation's token: `counterfoil token` prints it.")
+bearer = HTTPBearer(
+    auto_error=False,
+    description="The installation's token; the addresses that `counterfoil up` prints carry it.",
+)
 
 
 async def actor(
@@ -186,13 +194,13 @@ class Asked:
             self.response.headers["Idempotent-Replayed"] = "true"
         return done
 
-    def first_fact(self, command: Command, stream: str) -> Recorded:
-        """What the command recorded first; where it had been recorded before, under another key, that: 200."""
+    def paper(self, command: Command, stream: str) -> tuple[Recorded, str]:
+        """The paper's own fact, and the position to read at; a 200 if another key recorded it before."""
         done = self.handle(command)
         if done.facts:
-            return done.facts[0]
+            return done.facts[0], self.token(done.position)
         self.response.status_code = 200
-        return self.handler.log.read(self.by.tenant, {stream: 0})[0]
+        return self.handler.log.read(self.by.tenant, {stream: 0})[0], self.token(done.position)
 
     def token(self, position: int) -> str:
         return token(self.runtime.settings.ledger, self.epoch, position)
@@ -237,13 +245,13 @@ COMMAND_HEADERS = {
 
 
 def commanded(
-    example: Any, *refusals: type[Exception], created: bool = True, again: bool = False
+    example: Any, *refusals: type[Exception], created: bool = True, again: type[BaseModel] | None = None
 ) -> dict[int | str, dict[str, Any]]:
-    """The answers of a command's route. `again`: a paper recorded before under another key answers 200."""
+    """The answers of a command's route. `again`: what a 200 has for a paper that another key recorded."""
     whole = {"headers": COMMAND_HEADERS, "content": {"application/json": {"example": example}}}
     found: dict[int | str, dict[str, Any]] = {201 if created else 200: {"description": "Recorded.", **whole}}
     if again:
-        found[200] = {"description": "Recorded before, under another key.", **whole}
+        found[200] = {"description": "Recorded before, under another key.", "model": again, **whole}
     return found | problems(
         *REFUSED_AT_THE_WALL,
         *(KeyMissing, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams, BodyTooLarge),
@@ -266,6 +274,9 @@ class Asking:
     wait_s: float
     epoch: int
     request: Request
+
+    def token(self, position: int) -> str:
+        return token(self.queries.ledger, self.epoch, position)
 
     def how(self) -> dict[str, Any]:
         """Keyword arguments of `Queries.run`."""
@@ -389,19 +400,38 @@ def after(cursor: str | None, route: str, first: T, read: Callable[[Any], T]) ->
         raise CursorUnreadable(f"{cursor[:60]!r}") from None
 
 
+def a_position(key: Any) -> int:
+    if type(key) is not int or not 0 <= key < 2**63:
+        raise ValueError
+    return key
+
+
+def a_code(key: Any) -> str:
+    if type(key) is not str or "\0" in key:
+        raise ValueError
+    return key
+
+
 def cursor_of(route: str, key: Any) -> str:
     text = json.dumps([route, key], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def paged(
-    fresh: Asking, told: Told, items: Sequence[Any], limit: int, route: str, key: Callable[[Any], Any]
+    fresh: Asking,
+    told: Told,
+    rows: Sequence[Any],
+    limit: int,
+    route: str,
+    *,
+    key: Callable[[Any], Any],
+    view: Callable[[Any], BaseModel],
 ) -> Response:
     """Of limit + 1 rows that were asked for, the first `limit`, and where the next page is."""
     onward = None
-    if len(items) > limit:
-        items = items[:limit]
-        query = {**fresh.request.query_params, "cursor": cursor_of(route, key(items[-1]))}
+    if len(rows) > limit:
+        rows = rows[:limit]
+        query = {**fresh.request.query_params, "cursor": cursor_of(route, key(rows[-1]))}
         onward = f"{fresh.request.url.path}?{urlencode(query)}"
     headers = {"Link": f'<{onward}>; rel="next"'} if onward else {}
-    return fresh.answer(told, Page[Any](items=list(items), next=onward), headers=headers)
+    return fresh.answer(told, Page[Any](items=[view(row) for row in rows], next=onward), headers=headers)

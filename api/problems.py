@@ -164,7 +164,8 @@ def status(failure: type[Exception]) -> int:
 
 def title(failure: type[Exception]) -> str:
     text = (failure.__doc__ or kind(failure)).strip().splitlines()[0]
-    return text.removeprefix("A fault, not a refusal: ").removeprefix("A fault: ").capitalize()
+    text = text.removeprefix("A fault, not a refusal: ").removeprefix("A fault: ")
+    return text[:1].upper() + text[1:]
 
 
 def document(failure: type[Exception]) -> dict[str, Any]:
@@ -267,7 +268,8 @@ def _refused(request: Request, refusal: Exception) -> JSONResponse:
 
 def _faulty(request: Request, fault: Exception) -> JSONResponse:
     """A fault's own words may name hosts and users: they go to the log alone."""
-    log.warning("%s: %s: %s", request.url.path, type(fault).__name__, fault)
+    cause = f": {fault.__cause__}" if fault.__cause__ else ""
+    log.warning("%s: %s: %s%s", request.url.path, type(fault).__name__, fault, cause)
     return answer(request.url.path, type(fault))
 
 
@@ -284,8 +286,8 @@ def lag_of(lag: Lag) -> dict[str, Any]:
         "engine": lag.engine,
         "version": lag.version,
         "complete_through": lag.complete_through,
-        "behind": lag.behind,
-        "behind_s": lag.behind_s,
+        "lag": lag.lag,
+        "lag_s": lag.lag_s,
         "parked": lag.parked,
     }
 

@@ -85,18 +85,26 @@ def report(api: str, runtime: Runtime, tenant: str, currency: str, codes: Sequen
     }
 
 
-def wait_for(api: str, runtime: Runtime, tenant: str, on_progress: Callable[[float], None]) -> None:
+def wait_for(api: str, runtime: Runtime, on_progress: Callable[[float], None]) -> None:
     """Until both read models have all that the log has now; tells the share that they have."""
     head = asyncio.run(_head(runtime))
     deadline = time.monotonic() + WAIT_S_MAX
     while time.monotonic() < deadline:
-        answer = httpx.get(f"{api}/ready", timeout=30).json()
-        behind = max((int(each["lag"]) for each in answer["projections"]), default=0)
-        behind = max(behind, head - int(answer["through"]))
-        on_progress(max(0.0, 1 - behind / max(head, 1)))
-        if behind <= 0:
+        ready = httpx.get(f"{api}/ready", timeout=30)
+        reached = _reached(ready.json()) if ready.status_code == httpx.codes.OK else 0
+        on_progress(min(1.0, reached / max(head, 1)))
+        if reached >= head:
             return
         time.sleep(0.1)
+    raise ReportUnavailable(
+        f"read models were not complete after {WAIT_S_MAX:.0f} s; see `counterfoil doctor`"
+    )
+
+
+def _reached(ready: dict[str, Any]) -> int:
+    """The position up to which every projection is complete."""
+    through = int(ready["through"])
+    return min([through, *(int(each["complete_through"]) for each in ready["projections"])])
 
 
 async def _head(runtime: Runtime) -> int:

@@ -149,9 +149,10 @@ class ClickHouseUnit:
         written = {
             (name, version, topic, part): int(position) for name, version, topic, part, position in rows
         }
+        # Parked facts commit with Postgres' marks, rows with ClickHouse's: what either lacks is done again.
         for name, standing in held.items():
-            for place in standing.marks:
-                standing.marks[place] = written.get((name, standing.version, *place), 0)
+            for place, mark in standing.marks.items():
+                standing.marks[place] = min(mark, written.get((name, standing.version, *place), 0))
         return held
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:

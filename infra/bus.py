@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 RECORD_BYTES_MAX = 900_000
 """Brokers take 1 MiB by default. A larger record is left out: whoever follows reads the gap from the log."""
 ACKNOWLEDGED_S_MAX = 15
+BROKER_S_MAX = 5
 TOPICS_MADE_S_MAX = 5
 CLOSE_S_MAX = 2
 
@@ -32,6 +34,7 @@ class Bus:
 
     def identity(self) -> str:
         """Names the broker's memory: it changes when topics had to be made anew. Makes missing topics."""
+        self._await_broker()
         try:
             admin = KafkaAdminClient(
                 bootstrap_servers=self.bootstrap, request_timeout_ms=5_000, bootstrap_timeout_ms=5_000
@@ -54,6 +57,17 @@ class Bus:
                 admin.close()
         except (KafkaError, AssertionError, OSError) as lost:
             raise BusUnavailable(f"{type(lost).__name__}: {lost}") from lost
+
+    def _await_broker(self) -> None:
+        """A client that cannot begin leaves its thread behind: none is made before somebody listens."""
+        deadline_s = time.monotonic() + BROKER_S_MAX
+        while time.monotonic() < deadline_s:
+            for broker in self.bootstrap:
+                host, _, port = broker.rpartition(":")
+                with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1.0):
+                    return
+            time.sleep(0.1)
+        raise BusUnavailable(f"nobody listens at {','.join(self.bootstrap)}")
 
     def _topic_ids(self, admin: KafkaAdminClient) -> list[str]:
         """Of all topics, or none: Kafka itself answers for one it has just made before it knows its id."""

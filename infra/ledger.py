@@ -132,7 +132,8 @@ class Ledger:
         conn = await self.open()
         row = await (
             await conn.execute(
-                "UPDATE relay SET fence = fence + 1, lease_until = clock_timestamp() + %s * interval '1 second'"
+                "UPDATE relay SET fence = fence + 1,"
+                " lease_until = clock_timestamp() + %s * interval '1 second'"
                 " WHERE lease_until < clock_timestamp() RETURNING fence",
                 (LEASE_S,),
             )

@@ -57,11 +57,12 @@ class MemoryLog:
             return self.keys.get((envelope.tenant, envelope.actor, envelope.key))
 
     def recorded(self, tenant: str, first: int, count: int) -> tuple[Recorded, ...]:
-        return tuple(
-            self._recorded(position)
-            for position in range(first, first + count)
-            if self.rows[position - 1][0] == tenant
-        )
+        with self.lock:
+            return tuple(
+                self._recorded(position)
+                for position in range(first, min(first + count, len(self.rows) + 1))
+                if self.rows[position - 1][0] == tenant
+            )
 
     @contextmanager
     def turn(self, tenant: str, streams: Iterable[str]) -> Iterator[None]:

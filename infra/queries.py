@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -128,9 +129,9 @@ class Lag:
     engine: str
     version: int
     complete_through: int
-    behind: int
+    lag: int
     """Positions between there and the log's head."""
-    behind_s: float
+    lag_s: float
     """Since when the log has had more, as far as this process has seen."""
     parked: int
 
@@ -223,9 +224,12 @@ class Watch(Generic[T]):
             try:
                 self.value = await asyncio.wait_for(self.look(), LOOK_S_MAX)
                 self.looked_at = began
-            except Exception:  # whatever it is, those who wait must hear of it
+            except (*DATABASE_FAULTS, AnalyticsUnavailable, TimeoutError, OSError) as lost:
                 if self.value is not None or self.begun == 1:
-                    log.exception("%s cannot be looked at", self.engine)
+                    log.warning("%s does not answer: %s", self.engine, lost)
+                self.value = None
+            except Exception:  # a bug; those who wait must hear of it too
+                log.exception("%s cannot be looked at", self.engine)
                 self.value = None
             async with self.news:
                 self.ended = self.begun
@@ -440,8 +444,8 @@ class Queries:
             engine=engine,
             version=desk.version(engine, name),
             complete_through=through,
-            behind=desk.position - through,
-            behind_s=round(now - more_since, 1) if desk.position > through else 0.0,
+            lag=desk.position - through,
+            lag_s=round(now - more_since, 1) if desk.position > through else 0.0,
             parked=sum(facts for key, facts in desk.parked.items() if key[:2] == (engine, name)),
         )
 
@@ -547,7 +551,7 @@ class Queries:
         except (AnalyticsUnavailable, TimeoutError) as lost:
             raise StoreUnavailable("clickhouse") from lost
         return [
-            [query.row.model_validate(dict(zip(names, row, strict=True))) for row in rows]
+            [query.row.model_validate(dict(zip(names, map(_whole, row), strict=True))) for row in rows]
             for query, (names, rows) in zip(queries, answers, strict=True)
         ]
 
@@ -588,6 +592,15 @@ def _for_clickhouse(desk: Desk, query: Query) -> str:
             f"(SELECT * FROM {physical(table, version)} FINAL WHERE tenant = %(counterfoil_tenant)s{bound})",
         )
     return text
+
+
+def _whole(value: Any) -> Any:
+    """A sum of integers comes as a Decimal; a fraction there would be a bug, and is an error."""
+    if not isinstance(value, Decimal):
+        return value
+    if value != (whole := int(value)):
+        raise ValueError(f"{value} is not a whole number")
+    return whole
 
 
 async def _configure(conn: psycopg.AsyncConnection[Any]) -> None:

@@ -129,7 +129,8 @@ def _upsert(table: Table, version: int) -> str:
 def _remove(table: Table, version: int) -> str:
     keys = _key_columns(table)
     return (
-        f"DELETE FROM {physical(table, version)} t USING unnest({_arrays(keys)}) d({_list(c.name for c in keys)})"
+        f"DELETE FROM {physical(table, version)} t"
+        f" USING unnest({_arrays(keys)}) d({_list(c.name for c in keys)})"
         f" WHERE {_same_key(table, 't', 'd')}"
     )
 
@@ -147,7 +148,8 @@ def _close(table: Table, version: int) -> str:
 @lru_cache(maxsize=1_000)
 def _open(table: Table, version: int) -> str:
     return (
-        f"INSERT INTO {past(table, version)} ({_list(c.name for c in table.columns)}, from_position, to_position)"
+        f"INSERT INTO {past(table, version)}"
+        f" ({_list(c.name for c in table.columns)}, from_position, to_position)"
         f" SELECT * FROM unnest({_arrays(table.columns, ('bigint', 'bigint'))})"
     )
 
@@ -188,7 +190,7 @@ class PutBatch:
         self.last: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
         self.closed: dict[tuple[Any, ...], int] = {}
         self.lives: dict[tuple[tuple[Any, ...], int], list[Any]] = {}
-        """History rows by (key, from_position): what the last operation of a fact left is all there ever was."""
+        """History rows by (key, from_position): what a fact's last operation left is all there ever was."""
         self.open: dict[tuple[Any, ...], int] = {}
 
     def add(self, tenant: str, position: int, op: Put | Delete) -> None:
@@ -288,8 +290,8 @@ class PostgresUnit:
         for _ in range(2):
             cursor = await self.conn.execute(
                 "SELECT c.name, c.topic, c.partition, c.position FROM checkpoints c"
-                " JOIN unnest(%s::text[], %s::int[], %s::text[], %s::int[]) w(name, version, topic, partition)"
-                " USING (name, version, topic, partition)"
+                " JOIN unnest(%s::text[], %s::int[], %s::text[], %s::int[])"
+                " w(name, version, topic, partition) USING (name, version, topic, partition)"
                 " WHERE c.engine = %s ORDER BY 1, 2, 3 FOR UPDATE OF c",
                 (*columns, self.engine),
             )
@@ -321,6 +323,19 @@ class PostgresUnit:
                     [partition for _, partition in places],
                 ),
             )
+
+    async def begin_at_head(self, follower: Follower, places: Sequence[Place]) -> None:
+        """Give a follower without tables its marks, where it has none yet, at the head of the log."""
+        await self.conn.execute(
+            "INSERT INTO checkpoints SELECT %s, %s, 1, w.topic, w.partition, h.position"
+            " FROM unnest(%s::text[], %s::int[]) w(topic, partition), head h ON CONFLICT DO NOTHING",
+            (
+                self.engine,
+                follower.name,
+                [topic for topic, _ in places],
+                [partition for _, partition in places],
+            ),
+        )
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
         fact = taken[0][0]

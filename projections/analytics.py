@@ -149,6 +149,8 @@ PROJECTION = Projection("analytics", tuple(PAPERS), (TOTALS, BY_MONTH, BY_COUNTR
 SALES = Projection("sales", tuple(PAPERS), (SALE_LINES,), project_lines)
 
 # ── the questions, once for each engine ───────────────────────────────────────────────────────────
+# Sums in ClickHouse go by Decimal64: they become Decimal(38), where a sum of Int64 would wrap around without
+# a word, and the embedded build has no Int128 arithmetic.
 
 REVENUE: dict[Engine, Query] = {
     Engine.POSTGRES: Query(
@@ -159,11 +161,11 @@ REVENUE: dict[Engine, Query] = {
     Engine.CLICKHOUSE: Query(
         TotalsRow,
         (("sales", SALE_LINES),),
-        "SELECT any(currency) AS currency, count() AS line_count,"
+        "SELECT any(s.currency) AS currency, count() AS line_count,"
         " uniqExactIf(position, kind = 'order') AS orders,"
         " uniqExactIf(position, kind = 'return') AS returns,"
-        " sum(toInt128(amount_micro)) AS net_micro"
-        " FROM {sale_lines} WHERE currency = %(currency)s HAVING count() > 0",
+        " sum(toDecimal64(amount_micro, 0)) AS net_micro"
+        " FROM {sale_lines} s WHERE s.currency = %(currency)s HAVING count() > 0",
     ),
 }
 REVENUE_BY_MONTH: dict[Engine, Query] = {
@@ -175,9 +177,9 @@ REVENUE_BY_MONTH: dict[Engine, Query] = {
     Engine.CLICKHOUSE: Query(
         MonthRow,
         (("sales", SALE_LINES),),
-        "SELECT any(currency) AS currency, formatDateTime(placed_at, '%%Y-%%m') AS month,"
-        " count() AS line_count, sum(toInt128(amount_micro)) AS net_micro"
-        " FROM {sale_lines} WHERE currency = %(currency)s GROUP BY month ORDER BY month",
+        "SELECT any(s.currency) AS currency, formatDateTime(placed_at, '%%Y-%%m') AS month,"
+        " count() AS line_count, sum(toDecimal64(amount_micro, 0)) AS net_micro"
+        " FROM {sale_lines} s WHERE s.currency = %(currency)s GROUP BY month ORDER BY month",
     ),
 }
 REVENUE_BY_COUNTRY: dict[Engine, Query] = {
@@ -189,9 +191,10 @@ REVENUE_BY_COUNTRY: dict[Engine, Query] = {
     Engine.CLICKHOUSE: Query(
         CountryRow,
         (("sales", SALE_LINES),),
-        "SELECT any(currency) AS currency, country, count() AS line_count,"
-        " sum(toInt128(amount_micro)) AS net_micro"
-        " FROM {sale_lines} WHERE currency = %(currency)s GROUP BY country ORDER BY net_micro DESC, country",
+        "SELECT any(s.currency) AS currency, country, count() AS line_count,"
+        " sum(toDecimal64(amount_micro, 0)) AS net_micro"
+        " FROM {sale_lines} s WHERE s.currency = %(currency)s"
+        " GROUP BY country ORDER BY net_micro DESC, country",
     ),
 }
 TOP_CUSTOMERS: dict[Engine, Query] = {
@@ -204,9 +207,9 @@ TOP_CUSTOMERS: dict[Engine, Query] = {
     Engine.CLICKHOUSE: Query(
         CustomerRow,
         (("sales", SALE_LINES),),
-        "SELECT any(currency) AS currency, assumeNotNull(customer) AS customer, count() AS line_count,"
-        " sum(toInt128(amount_micro)) AS net_micro"
-        " FROM {sale_lines} WHERE currency = %(currency)s AND isNotNull(customer)"
+        "SELECT any(s.currency) AS currency, assumeNotNull(s.customer) AS customer, count() AS line_count,"
+        " sum(toDecimal64(amount_micro, 0)) AS net_micro"
+        " FROM {sale_lines} s WHERE s.currency = %(currency)s AND isNotNull(s.customer)"
         " GROUP BY customer ORDER BY net_micro DESC, customer LIMIT %(limit)s",
     ),
 }

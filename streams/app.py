@@ -10,9 +10,10 @@ import asyncio
 import logging
 import os
 import tempfile
+import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import faust
 import faust.transport.drivers.aiokafka as driver
@@ -21,7 +22,7 @@ import mode
 from commands.handling import Busy
 from infra.analytics import AnalyticsUnavailable, ClickHouseSink
 from infra.eventstore import LogUnavailable
-from infra.ledger import DATABASE_FAULTS
+from infra.ledger import DATABASE_FAULTS, Ledger
 from infra.readmodel import PostgresSink
 from infra.runtime import Runtime, run_role
 from projections.registry import projections_in
@@ -36,9 +37,21 @@ FETCH_WAIT_MS = 50
 HEAL_S = 1.0
 DRAIN_S = 5.0
 RETRY_S_MAX = 5.0
+STALLED_S = 20.0
+"""Of healing tails while Faust brings nothing; more than a group needs to find another owner."""
+STOP_S_MAX = 3.0
 FAULTS = (*DATABASE_FAULTS, LogUnavailable, AnalyticsUnavailable, Busy, OSError)
 
+T = TypeVar("T")
 log = logging.getLogger("counterfoil.worker")
+
+
+class Stalled(RuntimeError):
+    """The relay publishes, and Faust brings nothing: rows come from the log alone, and late. Start anew."""
+
+
+class BrokerChanged(RuntimeError):
+    """The relay has filled another broker, where this worker's offsets mean nothing. Start anew."""
 
 
 def shorten_fetch_wait() -> None:
@@ -53,10 +66,11 @@ def shorten_fetch_wait() -> None:
     setattr(driver.AIOKafkaConsumerThread, made.__name__, create)
 
 
-def faust_app(runtime: Runtime) -> faust.App:
+def faust_app(runtime: Runtime, broker: str) -> faust.App:
+    """The group is named after the broker's memory: offsets from before it forgot are never asked for."""
     session_s = float(os.environ.get("COUNTERFOIL_KAFKA_SESSION_S", "6"))
     return faust.App(
-        f"counterfoil-{runtime.settings.ledger}",
+        f"counterfoil-{runtime.settings.ledger}-{zlib.crc32(broker.encode()):08x}",
         broker=[f"kafka://{each}" for each in runtime.kafka.split(",")],
         store="memory://",
         datadir=tempfile.mkdtemp(prefix="counterfoil-worker-"),
@@ -86,6 +100,8 @@ class Feed:
 
     def __init__(self, name: str, projector: Projector, batch: int, within_s: float) -> None:
         self.name, self.projector, self.batch, self.within_s = name, projector, batch, within_s
+        self.healing_since: float | None = None
+        """When healing began without a record since; None: records come."""
 
     def attach(self, app: faust.App, ledger: str) -> None:
         names = [topic_of(ledger, context) for context in sorted(self.projector.contexts)]
@@ -93,6 +109,7 @@ class Feed:
 
         async def agent(stream: Any) -> None:
             async for events in stream.noack_take(self.batch, within=self.within_s):
+                self.healing_since = None
                 await insist(self.name, partial(self.projector.take, _runs(events)))
                 for event in events:
                     event.ack()
@@ -102,12 +119,18 @@ class Feed:
         )(agent)
 
     async def tend(self) -> None:
-        """Heal tails and drain what is parked, until cancelled."""
+        """Heal tails and drain what is parked, until cancelled. Raises Stalled.
+
+        A look every so often, but never twice within one batch: what Faust holds back is not lost.
+        """
         clock = asyncio.get_running_loop().time
         drain_at = clock()
         while True:
-            await asyncio.sleep(HEAL_S)
-            await insist(self.name, self.projector.heal_tails)
+            await asyncio.sleep(max(HEAL_S, 2 * self.within_s))
+            if await insist(self.name, self.projector.heal_tails):
+                self.healing_since = self.healing_since or clock()
+                if clock() - self.healing_since > STALLED_S:
+                    raise Stalled(f"{self.name}: nothing came for {STALLED_S:.0f} s but from the log")
             if clock() >= drain_at:
                 await insist(self.name, self.projector.drain)
                 drain_at = clock() + DRAIN_S
@@ -124,30 +147,27 @@ def _runs(events: list[Any]) -> list[Run]:
     return found
 
 
-async def insist(name: str, call: Callable[[], Awaitable[Any]]) -> None:
+async def insist(name: str, call: Callable[[], Awaitable[T]]) -> T:
     """Until it works: a fault is waited out, anything else is a bug and ends the worker."""
     pause_s = 0.1
     while True:
         try:
-            await call()
-            return
+            return await call()
         except FAULTS as fault:
             log.warning("%s: %s: %s; again in %.1f s", name, type(fault).__name__, fault, pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, RETRY_S_MAX)
 
 
-def feeds(runtime: Runtime) -> list[Feed]:
+async def feeds(runtime: Runtime) -> list[Feed]:
     """Postgres at once, ClickHouse in blocks about once a second, reactions at once."""
     name = runtime.settings.ledger
     rows = [Projecting(projection) for projection in projections_in(Engine.POSTGRES)]
     blocks = [Projecting(projection) for projection in projections_in(Engine.CLICKHOUSE)]
     ledgers = [runtime.ledger() for _ in range(3)]
-    sinks = (
-        PostgresSink(ledgers[0]),
-        ClickHouseSink(runtime.clickhouse(), ledgers[1]),
-        ReactionSink(ledgers[2], runtime.handler("worker")),
-    )
+    reacting = ReactionSink(ledgers[2], runtime.handler("worker"))
+    await insist("reactions", partial(reacting.enlist, name, REACTIONS))
+    sinks = (PostgresSink(ledgers[0]), ClickHouseSink(runtime.clickhouse(), ledgers[1]), reacting)
     logs = [runtime.ledger() for _ in range(3)]
     return [
         Feed("postgres", Projector(name, logs[0], sinks[0], rows), 100, 0.03),
@@ -158,13 +178,16 @@ def feeds(runtime: Runtime) -> list[Feed]:
 
 async def main(runtime: Runtime) -> None:
     shorten_fetch_wait()
-    app = faust_app(runtime)
-    served = feeds(runtime)
+    ledger = runtime.ledger()
+    broker = await filled_broker(ledger)
+    app = faust_app(runtime, broker)
+    served = await feeds(runtime)
     for feed in served:
         feed.attach(app, runtime.settings.ledger)
     tending = [asyncio.ensure_future(feed.tend()) for feed in served]
-    await app.start()
+    tending.append(asyncio.ensure_future(while_filled(ledger, broker)))
     try:
+        await app.start()
         done, _ = await asyncio.wait(
             [*tending, asyncio.ensure_future(app.wait_until_stopped())], return_when=asyncio.FIRST_COMPLETED
         )
@@ -174,7 +197,27 @@ async def main(runtime: Runtime) -> None:
     finally:
         for task in tending:
             task.cancel()
-        await app.stop()
+        try:
+            await asyncio.wait_for(app.stop(), STOP_S_MAX)
+        except TimeoutError:
+            log.warning("Faust does not stop")
+
+
+async def filled_broker(ledger: Ledger) -> str:
+    """The broker that the relay has filled last, as soon as there is one."""
+    while True:
+        _, broker, _ = await insist("relay", ledger.relayed)
+        if broker:
+            return broker
+        await asyncio.sleep(HEAL_S / 10)
+
+
+async def while_filled(ledger: Ledger, broker: str) -> None:
+    """Watch it; raises BrokerChanged."""
+    while True:
+        await asyncio.sleep(HEAL_S)
+        if await filled_broker(ledger) != broker:
+            raise BrokerChanged(broker[:60])
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ class Projector:
             failing: set[str] = set()
             after: int | None = 0
             while after is not None:
-                async with self.turn, self.sink.unit() as unit:
+                async with self.turn, self.sink.unit(careful=True) as unit:
                     after, taken = await self._drain(unit, follower, after, failing)
                 drained += taken
         return drained

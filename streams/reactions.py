@@ -18,6 +18,7 @@ from domain.facts import Event, Recorded
 from domain.refusals import Refusal
 from domain.values import Permission
 from infra.ledger import Due, Ledger
+from infra.places import PARTITIONS, topic_of
 from infra.readmodel import PostgresSink, PostgresUnit
 from infra.sinks import Follower, Held, Refused, Taken, Wanted
 
@@ -68,11 +69,7 @@ class ReactionUnit(PostgresUnit):
     async def begin(self, wanted: Sequence[Wanted], held: dict[str, Held]) -> None:
         for follower, places in wanted:
             if isinstance(follower, Reaction) and not follower.from_start:
-                await self.conn.execute(
-                    "INSERT INTO checkpoints SELECT %s, %s, 1, w.topic, w.partition, r.through"
-                    " FROM unnest(%s::text[], %s::int[]) w(topic, partition), relay r ON CONFLICT DO NOTHING",
-                    (self.engine, follower.name, [t for t, _ in places], [p for _, p in places]),
-                )
+                await self.begin_at_head(follower, places)
         await PostgresUnit.begin(self, wanted, held)
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
@@ -121,6 +118,18 @@ class ReactionSink(PostgresSink):
     def __init__(self, ledger: Ledger, handler: Handler) -> None:
         super().__init__(ledger)
         self.handler = handler
+
+    async def enlist(self, ledger: str, reactions: Sequence[Reaction]) -> None:
+        """New reactions start now: had they to wait for a first record, it would be behind them already."""
+        async with self.unit() as unit:
+            for reaction in reactions:
+                if not reaction.from_start:
+                    places = [
+                        (topic_of(ledger, context), partition)
+                        for context in sorted(reaction.contexts)
+                        for partition in range(PARTITIONS)
+                    ]
+                    await unit.begin_at_head(reaction, places)
 
     @asynccontextmanager
     async def unit(self, *, careful: bool = False) -> AsyncIterator[ReactionUnit]:

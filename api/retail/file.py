@@ -1,8 +1,8 @@
 """A shop's invoice lines as a CSV file: read strictly, grouped into invoices, or refused with file and line.
 
 The lines of one invoice need not stand together, so none is known to be complete before the file's end.
-Therefore the whole file is read and checked before anything is imported;
-a mistake in its last line leaves no mark.
+Therefore the whole file is read and checked before anything is imported: a mistake
+in its last line leaves no mark.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Generic, NamedTuple, TypeVar, cast
 
 from domain.catalog import QUANTITY_MAX
-from domain.values import micro_of
+from domain.values import decimal_text, micro_of
 
 COLUMNS = (
     "InvoiceNo",
@@ -46,6 +46,8 @@ LINES_MAX = 5_000_000
 """About 100 bytes of memory each: ten times a busy shop's year."""
 CODE_CHARS_MAX = 64
 TEXT_CHARS_MAX = 2_000
+PRICE_MICRO_MAX = 10**18
+"""A trillion: far from what the books can carry, so that their own limit is only met by sums."""
 NUMBER_CHARS_MAX = 28
 """As many digits as decimal arithmetic carries without rounding."""
 BUFFER_BYTES = 262_144
@@ -265,7 +267,10 @@ def _price_micro(text: str) -> int:
         raise ValueError(f"{_shown(number)} is not a decimal number; write it as 2.55")
     if len(number) > NUMBER_CHARS_MAX:
         raise ValueError(f"{_shown(number)} has too many digits; six decimals are the most")
-    return micro_of(number)
+    price_micro = micro_of(number)
+    if abs(price_micro) > PRICE_MICRO_MAX:
+        raise ValueError(f"{_shown(number)} is too large; {decimal_text(PRICE_MICRO_MAX)} is the most")
+    return price_micro
 
 
 def _moment(text: str) -> datetime:

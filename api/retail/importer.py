@@ -117,7 +117,7 @@ def commands_of(invoice: Invoice, tenant: str, currency: str) -> list[tuple[str,
     return [
         (
             key if nth == 0 else f"{key}-stock",
-            _command(paper, _id(tenant, invoice.number, paper), document, lines),
+            _command(paper, paper_id(tenant, invoice.number, paper), document, lines),
         )
         for nth, (paper, lines) in enumerate(papers_of(invoice).items())
     ]
@@ -167,14 +167,14 @@ def _lines(lines: Sequence[SaleLine], untitled: str | None = None) -> tuple[Line
     )
 
 
-def _id(tenant: str, number: str, paper: Paper) -> UUID:
+def paper_id(tenant: str, number: str, paper: Paper) -> UUID:
     return uuid5(
         uuid5(NAMESPACE, tenant), f"invoice {number} stock" if paper is Paper.STOCK else f"invoice {number}"
     )
 
 
 def _stream(tenant: str, number: str, paper: Paper) -> str:
-    return f"{paper}-{_id(tenant, number, paper)}"
+    return f"{paper}-{paper_id(tenant, number, paper)}"
 
 
 # ── the import ────────────────────────────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 from psycopg import sql
@@ -27,7 +28,7 @@ PARKED_TOLD_MAX = 100
 
 @dataclass(slots=True)
 class Stored:
-    """What Postgres holds of one table: what is shown, its past in order, and how it was at some positions."""
+    """What Postgres holds of one table: what is shown, its past in order, how it was at some positions."""
 
     shown: HeldRows
     opened: HeldRows
@@ -70,7 +71,6 @@ async def take_cut(
         at = tuple(sorted(sample(range(1, cut.position + 1), min(samples, cut.position))))
         cut.keys = await _held(
             conn,
-            "keys",
             "SELECT tenant, actor, key, first_position, facts FROM commands WHERE facts > 0"
             " ORDER BY first_position",
         )
@@ -82,12 +82,11 @@ async def take_cut(
 
 
 async def _standing(conn: psycopg.AsyncConnection[Any]) -> Cut:
-    head = await _row(
+    ((head, at_us, beyond, through),) = await _rows(
         conn,
-        "SELECT position, at_us,"
-        " (SELECT count(*) FROM stored_events WHERE notification_id > head.position) FROM head",
+        "SELECT head.position, at_us, (SELECT count(*) FROM stored_events"
+        " WHERE notification_id > head.position), through FROM head, relay",
     )
-    through = await _row(conn, "SELECT through FROM relay")
     heads = await _rows(conn, "SELECT topic, partition, last_position FROM relay_head")
     versions = await _rows(conn, "SELECT engine, name, version FROM projections")
     marks: dict[tuple[str, str], dict[Place, int]] = {}
@@ -104,13 +103,18 @@ async def _standing(conn: psycopg.AsyncConnection[Any]) -> Cut:
     for engine, name, _, position, _ in parked:
         by_follower.setdefault((engine, name), set()).add(position)
     return Cut(
-        *head,
-        through[0],
+        head,
+        at_us,
+        beyond,
+        through,
         {(topic, partition): last for topic, partition, last in heads},
         {(engine, name): version for engine, name, version in versions},
         marks,
         by_follower,
-        [ParkedFact(engine, name, *split(s), p, why) for engine, name, s, p, why in parked[:PARKED_TOLD_MAX]],
+        [
+            ParkedFact(engine, name, *split(stream), position, reason)
+            for engine, name, stream, position, reason in parked[:PARKED_TOLD_MAX]
+        ],
         len(parked),
         HeldRows(conn, "keys"),
         {},
@@ -123,11 +127,11 @@ async def _stored(
     mine = "true" if tenant is None else sql.SQL("tenant = {}").format(sql.Literal(tenant)).as_string(conn)
     name, old = physical(table, version), past(table, version)
     columns, keys = _list(column.name for column in table.columns), _list(table.whole_key)
-    shown = await _held(conn, f"{name}_shown", f"SELECT {columns} FROM {name} WHERE {mine}")
+    shown = await _held(conn, f"SELECT {columns} FROM {name} WHERE {mine}")
     if table.sums:
-        kept = _list(column.name for column in table.columns if column.name in (*table.whole_key, *table.sums))
+        kept = _list(c.name for c in table.columns if c.name in (*table.whole_key, *table.sums))
         moves = f"SELECT {kept}, from_position FROM {old} WHERE {mine} ORDER BY from_position"
-        stored = Stored(shown, await _held(conn, f"{old}_opened", moves), None)
+        stored = Stored(shown, await _held(conn, moves), None)
         sums = ", ".join(
             f'sum("{column.name}")' if column.name in table.sums else f'"{column.name}"'
             for column in table.columns
@@ -136,13 +140,11 @@ async def _stored(
     else:
         opened = await _held(
             conn,
-            f"{old}_opened",
             f"SELECT {columns}, from_position FROM {old} WHERE {mine}"
             " AND to_position IS DISTINCT FROM from_position ORDER BY from_position",
         )
         closed = await _held(
             conn,
-            f"{old}_closed",
             f"SELECT {keys}, from_position, to_position FROM {old} WHERE {mine}"
             " AND to_position <> from_position ORDER BY to_position",
         )
@@ -152,11 +154,12 @@ async def _stored(
             " AND (to_position IS NULL OR to_position > {0})"
         )
     for position in samples:
-        stored.as_of[position] = await _held(conn, f"{old}_at_{position}", as_of.format(position))
+        stored.as_of[position] = await _held(conn, as_of.format(position))
     return stored
 
 
-async def _held(conn: psycopg.AsyncConnection[Any], name: str, query: str) -> HeldRows:
+async def _held(conn: psycopg.AsyncConnection[Any], query: str) -> HeldRows:
+    name = f"held_{uuid4().hex}"
     await conn.execute(f'DECLARE "{name}" NO SCROLL CURSOR WITH HOLD FOR {query}'.encode())
     return HeldRows(conn, name)
 
@@ -167,8 +170,3 @@ def _list(names: Iterable[str]) -> str:
 
 async def _rows(conn: psycopg.AsyncConnection[Any], query: str) -> list[tuple[Any, ...]]:
     return await (await conn.execute(query.encode())).fetchall()
-
-
-async def _row(conn: psycopg.AsyncConnection[Any], query: str) -> tuple[Any, ...]:
-    (row,) = await _rows(conn, query)
-    return row

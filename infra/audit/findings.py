@@ -21,7 +21,7 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 
 class AuditBusy(Exception):
-    """Another audit of this ledger is at work: several verifications may run at once, a rebuild runs alone."""
+    """Another audit of this ledger is at work: verifications may run side by side, a rebuild runs alone."""
 
 
 RESTORE = "restore the log from a backup, or find out who wrote to its tables: no part of Counterfoil does"

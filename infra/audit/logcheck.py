@@ -1,4 +1,4 @@
-"""The log by itself: no position missing, every stream in order, every fact readable and asked for by a key."""
+"""The log by itself: no position missing, streams in order, every fact readable and covered by a key."""
 
 from __future__ import annotations
 

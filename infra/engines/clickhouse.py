@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,10 +236,20 @@ def _decompressed(body: bytes, encoding: str | None) -> bytes:
     if not encoding or encoding == "identity":
         return body
     if encoding == "lz4":
-        return bytes(lz4.frame.decompress(body))
+        return b"".join(_frames(body))
     if encoding in {"gzip", "deflate"}:
         return zlib.decompress(body, wbits=47)  # 32 + 15: either header, largest window
     raise ValueError(f"Code: 89. DB::Exception: unknown content encoding {encoding}; use lz4 or gzip")
+
+
+def _frames(body: bytes) -> Iterator[bytes]:
+    """The client makes a frame of each block of rows, and `lz4.frame.decompress` stops after the first."""
+    while body:
+        frame = lz4.frame.LZ4FrameDecompressor()
+        yield frame.decompress(body)
+        if not frame.eof:
+            raise ValueError("Code: 271. DB::Exception: the lz4 body is cut short")
+        body = frame.unused_data or b""
 
 
 def _failure(message: str, status: int) -> Response:

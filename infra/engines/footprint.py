@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -10,18 +11,20 @@ KIB = 1024
 
 def tree(root: int) -> set[int]:
     """The process and all of its descendants, as far as they live."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # gone in the meantime
-            continue
-        parents[int(stat.parent.name)] = int(fields[1])
-    found, grown = {root}, True
-    while grown:
-        children = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= children
-        grown = bool(children)
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as stat:
+                    parent = int(stat.read().rpartition(b")")[2].split()[1])
+            except OSError:  # gone in the meantime
+                continue
+            children.setdefault(parent, []).append(int(name))
+    found, waiting = set(), [root]
+    while waiting:
+        pid = waiting.pop()
+        found.add(pid)
+        waiting += children.get(pid, ())
     return found
 
 
@@ -40,7 +43,7 @@ def pss_bytes(pids: set[int]) -> int:
 class Peak:
     """The most memory some process trees took together while this was open."""
 
-    def __init__(self, roots: set[int], every_s: float = 1.0) -> None:
+    def __init__(self, roots: set[int], every_s: float = 2.0) -> None:
         self.roots, self.every_s = roots, every_s
         self.bytes = 0
         self._stop = threading.Event()

@@ -52,6 +52,14 @@ def client(engine: EmbeddedClickHouse) -> Iterator[Any]:
     client.close()
 
 
+def test_an_insert_of_several_blocks_arrives_whole(client: Any) -> None:
+    """The client compresses each block by itself; a reader of only the first loses acknowledged rows."""
+    _create(client, COLUMNS)
+    rows = [_row(n) for n in range(40_000)]
+    client.insert("facts", rows, column_names=list(COLUMNS))
+    assert client.command("SELECT count() FROM facts") == len(rows)
+
+
 def test_every_type_we_use_comes_back_as_it_went_in(client: Any) -> None:
     _create(client, COLUMNS)
     rows = [_row(n) for n in range(3)]
