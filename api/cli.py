@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 
+from api import audits
 from api import demo as shown
 from api.report import ReportUnavailable, report, wait_for
 from api.retail.file import BadFile, read_invoices
@@ -189,6 +190,29 @@ def migrate_() -> None:
     """Bring Postgres and ClickHouse up to this program. Needs COUNTERFOIL_POSTGRES_DSN."""
     prepare(Settings())
     err.print("the stores are up to date")
+
+
+for command in (audits.verify, audits.rebuild, audits.state, audits.doctor):
+    app.command()(command)
+
+
+@app.command()
+def docs(
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail where files have drifted.")
+    ] = False,
+) -> None:
+    """Write docs/events, docs/openapi.json and docs/asyncapi.json from the code.
+
+    Example: counterfoil docs --check
+    """
+    from api import reference  # builds both HTTP apps, which no other command needs
+
+    told = reference.documents()
+    if not check:
+        reference.write(told)
+    elif drifted := reference.drift(told):
+        raise Failed(f"run `counterfoil docs`: these differ from the code: {', '.join(drifted)}")
 
 
 # ── feeding and asking ────────────────────────────────────────────────────────────────────────────

@@ -292,31 +292,36 @@ class _Import:
         except Halted as halted:
             self.halted = str(halted)
 
-    def _look_up(self, batch: Sequence[Invoice]) -> dict[str, str]:
-        """The digests of the papers on file, by stream, of any kind that an invoice number can have."""
+    def _look_up(self, batch: Sequence[Invoice]) -> dict[str, Document]:
+        """What is on file by stream, of any kind of paper that an invoice number can have."""
         tenant = self.actor.tenant
         streams = {_stream(tenant, invoice.number, paper): 0 for invoice in batch for paper in Paper}
         codes = {line.code for invoice in batch for line in invoice.lines} - self.listed
         streams.update({f"offer-{code}": 0 for code in codes if not is_charge(code)})
-        on_file: dict[str, str] = {}
+        on_file: dict[str, Document] = {}
         for recorded in self._insisting(lambda: self.handler.log.read(tenant, streams)):
             match recorded.event:
                 case OfferListed(offer=code):
                     self.listed.add(code)
                 case OrderPlaced() | GoodsReturned() | AdjustmentRecorded() | BadDebtAdjusted() as paper:
-                    on_file[recorded.stream] = paper.document.digest
+                    on_file[recorded.stream] = paper.document
         return on_file
 
-    def _settle(self, invoice: Invoice, on_file: Mapping[str, str]) -> bool | Failure:
-        if on_file:
-            streams = [_stream(self.actor.tenant, invoice.number, paper) for paper in Paper]
-            digests = {on_file[stream] for stream in streams if stream in on_file}
-            if digests and digests != {invoice.digest()}:
+    def _settle(self, invoice: Invoice, on_file: Mapping[str, Document]) -> bool | Failure:
+        streams = {paper: _stream(self.actor.tenant, invoice.number, paper) for paper in Paper}
+        documents = [on_file[stream] for stream in streams.values() if stream in on_file]
+        if not documents:
+            return self._record(invoice)
+        digest = invoice.digest()
+        for document in documents:
+            if document.digest != digest:
                 return Failure(invoice.number, invoice.first_line, CHANGED_REASON)
-            wanted = papers_of(invoice)
-            if all(_stream(self.actor.tenant, invoice.number, paper) in on_file for paper in wanted):
-                return False
-        return self._record(invoice)
+            if document.currency != self.currency:
+                reason = f"was imported before in {document.currency}, not {self.currency}"
+                return Failure(invoice.number, invoice.first_line, reason)
+        if all(streams[paper] in on_file for paper in papers_of(invoice)):
+            return False
+        return self._record(invoice)  # an import ended between its papers
 
     def _record(self, invoice: Invoice) -> bool | Failure:
         """True where something was recorded, False where all of it had been."""

@@ -22,6 +22,7 @@ from api.retail.importer import PERMISSIONS, import_invoices
 from commands.handling import Actor, Handler
 from domain.capacity import AdjustmentRecorded
 from domain.facts import Recorded
+from domain.ordering import GoodsReturned, OrderPlaced
 from domain.payments import BadDebtAdjusted
 from infra.eventstore import PostgresLog
 from infra.memory import MemoryLog
@@ -46,6 +47,14 @@ def imported(
 
 def facts_of(log: MemoryLog) -> Iterator[Recorded]:
     return (log.recorded("shop", position, 1)[0] for position in range(1, len(log.rows) + 1))
+
+
+def papers_in(log: MemoryLog) -> Iterator[Recorded]:
+    """The facts that say anything here: a year has half a million others."""
+    names = {paper.name for paper in (OrderPlaced, GoodsReturned, AdjustmentRecorded, BadDebtAdjusted)}
+    for position, (_, _, _, name, _) in enumerate(log.rows, 1):
+        if name in names:
+            yield from log.recorded("shop", position, 1)
 
 
 def test_the_corners_of_the_format_add_up_to_this() -> None:
@@ -191,18 +200,17 @@ def test_december_2010_on_postgres_has_its_published_figures_and_is_imported_onc
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_200)
 def test_the_whole_year_has_every_published_figure() -> None:
     log = MemoryLog()
     expected = {name: figure["value"] for name, figure in PUBLISHED["figures"].items()}
     assert imported(YEAR, log) == expected["invoices"]
 
     figures, papers, units = Figures("GBP"), Counter[str](), 0
-    for recorded in facts_of(log):
+    for recorded in papers_in(log):
         figures.take(recorded)
         papers[type(recorded.event).__name__] += 1
-        lines = getattr(recorded.event, "lines", ())
-        units += sum(line.quantity for line in lines)
+        units += sum(line.quantity for line in getattr(recorded.event, "lines", ()))
     report = figures.as_json()
     assert {name: report[name] for name in ("lines", "orders", "returns", "net_revenue")} == {
         name: expected[name] for name in ("lines", "orders", "returns", "net_revenue")

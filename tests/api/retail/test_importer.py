@@ -273,6 +273,12 @@ def test_a_longer_file_brings_only_what_is_new(log: MemoryLog) -> None:
     assert content_of(log) == content_of(alone)
 
 
+def test_what_was_imported_in_another_currency_is_an_error(log: MemoryLog) -> None:
+    imported(log, [invoice("1")])
+    again = import_invoices(handler_of(log), [invoice("1")], actor=ANA, currency="EUR")
+    assert list(map(str, again.failed)) == ["invoice 1 (line 2) was imported before in GBP, not EUR"]
+
+
 def test_another_tenant_has_papers_of_its_own(log: MemoryLog) -> None:
     imported(log, [invoice("1")])
     other = imported(log, [invoice("1", sale(quantity=7))], actor=Actor("other", "ana", PERMISSIONS))

@@ -1,0 +1,153 @@
+"""The admin's commands: verify, rebuild, state, doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as Grid
+
+from api.report import headers
+from api.stack import stack
+from infra.audit.rebuild import rebuild as rebuild_projection
+from infra.audit.state import state as state_of
+from infra.audit.verify import verify as verify_all
+from infra.engines.footprint import pss_bytes, tree
+from infra.settings import Settings
+
+out = Console()
+err = Console(stderr=True)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else there.")]
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of work in named steps, on standard error."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        tasks: dict[str, Any] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total, told="")
+            progress.update(tasks[what], completed=done, total=total, told=f"{done:,}/{total:,}")
+
+        yield tell
+
+
+def verify(
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's share.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check the log, and every read model against it; changes nothing. Exit code 1 where something is wrong.
+
+    Example: counterfoil verify
+    """
+    with stack(Settings(), err.print) as system, steps() as tell:
+        found = asyncio.run(verify_all(system.runtime, tenant=tenant, progress=tell))
+    if as_json:
+        print(json.dumps(found.as_json(), default=str))  # noqa: T201
+    else:
+        for finding in found.findings:
+            out.print(f"{finding.what} ({finding.where}): {finding.do}", markup=False, soft_wrap=True)
+        for fact in found.parked:
+            out.print(
+                f"parked: {fact.projection} {fact.stream} at {fact.position}: {fact.reason}", markup=False
+            )
+        verdict = "everything agrees" if found.ok else f"{len(found.findings)} findings"
+        out.print(
+            f"{verdict}: {found.head:,} positions, {sum(found.rows.values()):,} rows compared,"
+            f" {found.seconds:.1f} s",
+            highlight=False,
+        )
+    raise typer.Exit(0 if found.ok else 1)
+
+
+def rebuild(
+    projection: Annotated[str, typer.Argument(help="One of `counterfoil doctor`'s list.")],
+    reason: Annotated[str, typer.Option(help="Kept in the log with the rebuild.")],
+    accept_differences: Annotated[
+        bool, typer.Option("--accept-differences", help="Switch although rows differ from those shown.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a read model anew from the log, compare it row by row, and switch to it.
+
+    Example: counterfoil rebuild analytics --reason "checking"
+    """
+    with stack(Settings(), err.print) as system, steps() as tell:
+        made = asyncio.run(
+            rebuild_projection(
+                system.runtime,
+                projection,
+                reason=reason,
+                accept_differences=accept_differences,
+                progress=tell,
+            )
+        )
+    if as_json:
+        print(json.dumps(made.as_json(), default=str))  # noqa: T201
+    else:
+        out.print_json(json.dumps(made.as_json(), default=str))
+    raise typer.Exit(0 if made.switched else 1)
+
+
+def state(
+    stream: Annotated[str, typer.Argument(help="For instance order-3f0c... or pool-84077.")],
+    tenant: Annotated[str, typer.Option(help="Whose stream.")],
+    at: Annotated[int | None, typer.Option(help="As it stood at this position; the end if left out.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A stream's facts and its state, now or as it stood at a position.
+
+    Example: counterfoil state pool-84077 --tenant demo --at 5000
+    """
+    with stack(Settings(), err.print) as system:
+        found = asyncio.run(state_of(system.runtime, stream, tenant, at))
+    if as_json:
+        print(json.dumps(found.as_json(), default=str))  # noqa: T201
+    else:
+        out.print_json(json.dumps(found.as_json(), default=str))
+
+
+def doctor(as_json: Json = False) -> None:
+    """How the system is: engines, lag of every projection, what is parked, memory. Exit code 1 unless ready.
+
+    Example: counterfoil doctor
+    """
+    with stack(Settings(), err.print) as system:
+        ready = httpx.get(f"{system.api}/ready", timeout=30).json()
+        parked = httpx.get(
+            f"{system.api}/api/v1/parked", headers=headers(system.runtime, "demo"), timeout=30
+        ).json()
+        pids = {"supervisor": system.running.pid, **system.running.children}
+        memory = {
+            name: pss_bytes({pid} if name == "supervisor" else tree(pid)) >> 20 for name, pid in pids.items()
+        }
+    told = {"ready": ready, "parked": parked, "memory_mib": memory}
+    if as_json:
+        print(json.dumps(told))  # noqa: T201
+    else:
+        grid = Grid("projection", "engine", "version", "complete through", "behind", "parked")
+        for each in ready["projections"]:
+            names = ("projection", "engine", "version", "complete_through", "lag", "parked")
+            grid.add_row(*(str(each[name]) for name in names))
+        out.print(grid)
+        out.print(
+            f"engines: {ready['engines']}; log at {ready['position']}, relayed through {ready['through']}"
+        )
+        out.print("memory (MiB, PSS): " + ", ".join(f"{name} {mib}" for name, mib in memory.items()))
+        out.print(f"status: {ready['status']}")
+    raise typer.Exit(0 if ready["status"] == "ready" else 1)
