@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from commands.handling import BadKey, Busy, KeyReused
 from domain.refusals import Conflict, Forbidden, Invalid, NotFound, Refusal
@@ -314,7 +315,20 @@ def _mistakes(errors: Iterable[Any]) -> Iterator[dict[str, str]]:
 def _http(request: Request, raised: Exception) -> JSONResponse:
     assert isinstance(raised, HTTPException)
     by_status = {404: RouteUnknown, 405: MethodNotAllowed, 413: BodyTooLarge, 400: BodyUnreadable}
-    return answer(request.url.path, by_status.get(raised.status_code, Internal), headers=raised.headers)
+    headers = dict(raised.headers or {})
+    if raised.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    return answer(request.url.path, by_status.get(raised.status_code, Internal), headers=headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """All that the address takes; starlette names only those of the first route that has it."""
+    return {
+        method
+        for method in ("GET", "POST")
+        for route in request.app.routes
+        if route.matches({**request.scope, "method": method})[0] is Match.FULL
+    }
 
 
 def _bug(request: Request, bug: Exception) -> JSONResponse:

@@ -180,8 +180,9 @@ class Ledger:
         conn = await self.open()
         row = await (
             await conn.execute(
-                "SELECT min(c.position) FROM checkpoints c JOIN projections p USING (engine, name, version)"
-                " JOIN relay_head h USING (topic, partition) WHERE c.position < h.last_position"
+                "SELECT min(c.position) FROM checkpoints c JOIN relay_head h USING (topic, partition)"
+                " LEFT JOIN projections p USING (engine, name)"
+                " WHERE c.version = coalesce(p.version, 1) AND c.position < h.last_position"
             )
         ).fetchone()
         through = (await self.relayed())[0]

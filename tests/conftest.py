@@ -8,12 +8,18 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from psycopg import sql
 
 from infra.engines.postgres import EmbeddedPostgres
 from infra.migrate import migrate
 from infra.settings import Settings
 from tests.ledgers import InMemory, InPostgres, Ledger
+
+# A property fails because it is false, never because the machine was busy.
+hypothesis_settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("house")
 
 
 @pytest.fixture(scope="session")

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC
 from typing import Any
 
 from domain.facts import Recorded
-from infra.analytics import ClickHouse
-from infra.analytics import physical as physical_in_clickhouse
 from infra.audit.cut import Stored
 from infra.audit.findings import REBUILD, Findings, shown_value
-from infra.ledger import Head
 from infra.readmodel import past, physical
 from projections.fold import Fold, Key, Row
-from projections.rows import Add, Column, Delete, Put, RowOp, Table
-
-STRAYS_MAX = 10_000
-"""Rows after the head that are looked at: no more than a worker writes while a verification runs."""
+from projections.rows import Add, Delete, Put, RowOp, Table
 
 
 @dataclass(slots=True)
@@ -62,7 +54,7 @@ class Report:
         self, where: str, expected: Mapping[Key, Row], stored: AsyncIterable[Row], counted: str = ""
     ) -> None:
         """Compare a whole table as it is, or as it was at some position."""
-        places = _places(self.table)
+        places = places_of_key(self.table)
         left = dict(expected)
         async for row in stored:
             key = tuple(row[place] for place in places)
@@ -82,7 +74,7 @@ class Report:
         self.compared(where, len(expected))
 
 
-def _places(table: Table) -> list[int]:
+def places_of_key(table: Table) -> list[int]:
     names = [column.name for column in table.columns]
     return [names.index(name) for name in table.whole_key]
 
@@ -120,7 +112,7 @@ class PostgresTable:
         self.past = f"postgres.{past(self.table, version)}"
         self.puts = PutPast()
         self.moves: dict[tuple[Any, ...], list[int]] = {}
-        self.keys = _places(self.table)
+        self.keys = places_of_key(self.table)
         kept = [c.name for c in self.table.columns if c.name in (*self.table.whole_key, *self.table.sums)]
         self.move_keys = [kept.index(name) for name in self.table.whole_key]
         self.move_sums = [kept.index(name) for name in self.table.sums]
@@ -186,74 +178,3 @@ def _told(table: Table, sums: Row | None) -> str:
     if sums is None:
         return "nothing"
     return ", ".join(f"{name} {shown_value(each)}" for name, each in zip(table.sums, sums, strict=True))
-
-
-# ── ClickHouse ────────────────────────────────────────────────────────────────────────────────────
-
-
-class KeyWithoutPosition(TypeError):
-    """A bug: a ClickHouse table's key has to hold the position, so that each row is put by one fact."""
-
-
-class ClickHouseTable:
-    """One table in ClickHouse; its key holds the position, so every window is complete by itself."""
-
-    def __init__(self, report: Report, version: int, clickhouse: ClickHouse, tenant: str | None) -> None:
-        self.report, self.clickhouse, self.tenant = report, clickhouse, tenant
-        self.table = report.table
-        if "position" not in self.table.key:
-            raise KeyWithoutPosition(self.table.name)
-        self.name = physical_in_clickhouse(self.table, version)
-        self.where = f"clickhouse.{self.name}"
-        self.keys = _places(self.table)
-        self.at = self.keys[self.table.whole_key.index("position")]
-        self.kinds = [_normal(column) for column in self.table.columns]
-        self.rows: dict[Key, Row] = {}
-
-    def add(self, recorded: Recorded, op: RowOp) -> None:
-        if isinstance(op, Put):
-            values = op.row.__dict__
-            row = (recorded.tenant, *[values[column.name] for column in self.table.columns[1:]])
-            self.rows[recorded.tenant, *op.key] = (*row, recorded.position)
-
-    async def window(self, after: int, through: int, ignored: set[int]) -> None:
-        """Compare the rows of these positions; those of `ignored` may be there or not."""
-        stored = await self._stored(f"position > {after} AND position <= {through}")
-        found = {
-            tuple(row[place] for place in self.keys): row for row in stored if row[self.at] not in ignored
-        }
-        self.report.same_window(self.where, self.rows, found)
-        self.rows = {}
-
-    async def finish(self, head: int, head_now: Callable[[], Awaitable[Head]]) -> None:
-        """Rows that stand for no position of the log, not even for one that came since it was looked at."""
-        strays = await self._stored(f"(position < 1 OR position > {head}) LIMIT {STRAYS_MAX}")
-        now = (await head_now()).position if strays else head
-        for row in strays:
-            if not 1 <= row[self.at] <= now:
-                self.report.row(self.where, [row[place] for place in self.keys], None, row)
-
-    async def _stored(self, condition: str) -> list[Row]:
-        columns = ", ".join(column.name for column in self.table.columns)
-        mine = "" if self.tenant is None else "tenant = %(tenant)s AND "
-        _, rows = await asyncio.to_thread(
-            self.clickhouse.query,
-            f"SELECT {columns}, from_position FROM {self.name} FINAL WHERE {mine}{condition}",
-            {"tenant": self.tenant},
-        )
-        convert = [(place, kind) for place, kind in enumerate(self.kinds) if kind is not None]
-        if not convert:
-            return rows
-        normal = []
-        for row in rows:
-            values = list(row)
-            for place, zone in convert:
-                if values[place] is not None:
-                    values[place] = values[place].replace(tzinfo=zone[0])
-            normal.append(tuple(values))
-        return normal
-
-
-def _normal(column: Column) -> tuple[Any] | None:
-    """The client leaves UTC out of times: what an instant has to have again, and a local time has not."""
-    return {"instant": (UTC,), "local": (None,)}.get(column.kind)

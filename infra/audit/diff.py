@@ -55,16 +55,17 @@ async def past_in_postgres(
     key = [*table.whole_key, "from_position"]
     if not table.sums:
         columns.append("to_position")
-    sources = []
-    for version in (old, new):
-        listed = ", ".join(
-            f"CASE WHEN to_position <= {through} THEN to_position END AS to_position"
-            if name == "to_position"
-            else f'"{name}"'
-            for name in (*columns, "from_position")
-        )
-        sources.append(f"(SELECT {listed} FROM {past(table, version)} WHERE from_position <= {through})")
-    return await _in_postgres(conn, past(table, new), *sources, key, columns)
+    listed = ", ".join(
+        f"CASE WHEN to_position <= {through} THEN to_position END AS to_position"
+        if name == "to_position"
+        else f'"{name}"'
+        for name in (*columns, "from_position")
+    )
+    before, after = (
+        f"(SELECT {listed} FROM {past(table, version)} WHERE from_position <= {through})"
+        for version in (old, new)
+    )
+    return await _in_postgres(conn, past(table, new), before, after, key, columns)
 
 
 async def _in_postgres(
@@ -101,7 +102,7 @@ async def shown_in_clickhouse(clickhouse: ClickHouse, table: Table, old: int, ne
 
     def side(number: int, version: int) -> str:
         return (
-            f"SELECT {key}, {number} AS side, sipHash128(toString(tuple({columns}))) AS row_hash"
+            f"SELECT {key}, {number} AS side, sipHash64(toString(tuple({columns}))) AS row_hash"
             f" FROM {physical_in_clickhouse(table, version)} FINAL"
         )
 

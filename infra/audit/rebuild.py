@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,13 +26,15 @@ import psycopg
 from psycopg.errors import DeadlockDetected, LockNotAvailable
 
 from commands.audit import RecordRebuild
-from infra.analytics import ClickHouse, ClickHouseUnit
-from infra.audit.build import Building, Side
-from infra.audit.diff import Difference, past_in_postgres, shown_in_clickhouse, shown_in_postgres
+from commands.handling import Handler
+from infra.analytics import ClickHouseUnit
+from infra.audit.build import Building
+from infra.audit.diff import Difference
 from infra.audit.findings import Progress, no_progress
 from infra.audit.reading import audit_lock
+from infra.audit.switch import Switch
 from infra.audit.versions import Versions
-from infra.ledger import Place, connect
+from infra.ledger import connect
 from infra.readmodel import PostgresUnit
 from infra.runtime import Runtime, operator
 from projections.registry import projection_named
@@ -66,15 +69,15 @@ class Rebuilt:
     rows_differing: int
     differences: tuple[Difference, ...]
     """Of what is shown, by table; they decide."""
-    past_differences: tuple[Difference, ...]
-    """Of history and moves in Postgres; looked at after the switch."""
     parked: int
-    old_kept: bool
-    """The next rebuild drops it."""
-    build_s: float
     stopped_s: float
     """How long the projection's workers stood still."""
-    seconds: float
+    past_differences: tuple[Difference, ...] = ()
+    """Of history and moves in Postgres; looked at after the switch."""
+    leftovers: bool = True
+    """Tables that nobody needs are still there; the next rebuild drops them."""
+    build_s: float = 0.0
+    seconds: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -82,99 +85,6 @@ class Rebuilt:
 
     def as_json(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}
-
-
-@dataclass(slots=True)
-class Switch:
-    """One attempt, in one transaction; everything of the shown version is locked until it ends."""
-
-    conn: psycopg.AsyncConnection[Any]
-    clickhouse: ClickHouse
-    projection: Projection
-    versions: Versions
-    building: Building
-    shown: dict[str, int]
-    version: int
-
-    async def marks(self, *, hold: bool) -> dict[str, dict[Place, int]]:
-        """Where the shown version stands, by engine. Parked rows first, then the version, then the marks:
-        the order in which the workers take them."""
-        live: dict[str, dict[Place, int]] = {}
-        lock = " FOR UPDATE" if hold else ""
-        for engine, version in sorted(self.shown.items()):
-            mine = (engine, self.projection.name)
-            if hold:
-                await self.conn.execute("SELECT FROM parked WHERE (engine, name) = (%s, %s) FOR UPDATE", mine)
-                await self.conn.execute(
-                    "SELECT FROM projections WHERE (engine, name) = (%s, %s) FOR UPDATE", mine
-                )
-            cursor = await self.conn.execute(
-                "SELECT topic, partition, position FROM checkpoints"
-                f" WHERE (engine, name, version) = (%s, %s, %s) ORDER BY 1, 2{lock}".encode(),
-                (*mine, version),
-            )
-            found = {(topic, partition): position for topic, partition, position in await cursor.fetchall()}
-            if engine == "clickhouse":
-                found = await self._as_far_as_clickhouse(found, version)
-            live[engine] = {place: mark for place, mark in found.items() if place in self.building.places}
-        return live
-
-    async def _as_far_as_clickhouse(self, found: dict[Place, int], version: int) -> dict[Place, int]:
-        _, rows = await asyncio.to_thread(
-            self.clickhouse.query,
-            "SELECT topic, partition, max(position) FROM progress"
-            " WHERE name = %(name)s AND version = %(version)s GROUP BY topic, partition",
-            {"name": self.projection.name, "version": version},
-        )
-        written = {(topic, partition): int(position) for topic, partition, position in rows}
-        return {place: min(mark, written.get(place, 0)) for place, mark in found.items()}
-
-    async def differences(self) -> tuple[Difference, ...]:
-        found = []
-        for table in self.versions.in_postgres:
-            found.append(await shown_in_postgres(self.conn, table, self.shown["postgres"], self.version))
-        for table in self.versions.in_clickhouse:
-            found.append(
-                await shown_in_clickhouse(self.clickhouse, table, self.shown["clickhouse"], self.version)
-            )
-        return tuple(found)
-
-    async def show(self, live: dict[str, dict[Place, int]]) -> None:
-        """Say that the new version is the one, standing where the old one stood."""
-        name = self.projection.name
-        for side in self.building.sides:
-            marks = sorted(live[side.engine].items())
-            columns = (
-                [place[0] for place, _ in marks],
-                [place[1] for place, _ in marks],
-                [m for _, m in marks],
-            )
-            if side.engine == "clickhouse" and marks:
-                await asyncio.to_thread(
-                    self.clickhouse.insert,
-                    "progress",
-                    ["name", "version", "topic", "partition", "position"],
-                    [[name, self.version, *place, mark] for place, mark in marks],
-                )
-            await self.conn.execute(
-                "INSERT INTO checkpoints SELECT %s, %s, %s, w.*"
-                " FROM unnest(%s::text[], %s::int[], %s::bigint[]) w",
-                (side.engine, name, self.version, *columns),
-            )
-            await self.conn.execute(
-                "UPDATE projections SET version = %s WHERE (engine, name) = (%s, %s)",
-                (self.version, side.engine, name),
-            )
-            await self._park(side)
-
-    async def _park(self, side: Side) -> None:
-        """What the new version could not take is parked, and nothing else."""
-        await self.conn.execute(
-            "DELETE FROM parked WHERE (engine, name) = (%s, %s)", (side.engine, self.projection.name)
-        )
-        desk = PostgresUnit(self.conn, side.engine)
-        for _, (fact, place, reason) in sorted(side.parked.items()):
-            await desk.park(side.follower, place, [(fact, reason)])
 
 
 class Rebuild:
@@ -186,54 +96,71 @@ class Rebuild:
         owner = runtime.settings.role_dsn("owner")
         self.versions = Versions(owner, runtime.schema, self.clickhouse, projection)
 
-    async def run(self, accept_differences: bool) -> tuple[Rebuilt, set[tuple[str, int]]]:
-        """Up to the switch; returns what it came to, and what is there no longer needed."""
+    async def run(
+        self, accept_differences: bool, record: Callable[[Rebuilt], Awaitable[None]]
+    ) -> tuple[Rebuilt, set[tuple[str, int]]]:
+        """All but the last drop; returns what it came to, and the versions that nobody needs any more."""
         conn = await connect(self.runtime.settings.role_dsn("worker"), self.runtime.schema)
         log = self.runtime.ledger()
         began = time.monotonic()
         try:
             await conn.execute("SET synchronous_commit = off")  # of a version that nobody is shown yet
             await conn.execute("SET statement_timeout = 0")
-            shown = await self.versions.shown(conn)
-            present = await self.versions.present(conn)
-            version = max([*shown.values(), *(number for _, number in present)]) + 1
-            self.progress("dropping what earlier rebuilds left", 0, 1)
-            await self.versions.drop(present - set(shown.items()))
-            self.step("cleaned")
-            await self.versions.make(version)
-            self.step("made")
-            building = Building(self.runtime.settings.ledger, log, self.projection, self.progress)
-            for engine in self.versions.engines:
-                desk = PostgresUnit(conn, engine, careful=True)
-                unit = desk if engine == "postgres" else ClickHouseUnit(self.clickhouse, desk)
-                building.add(engine, unit, version)
-            switch = Switch(conn, self.clickhouse, self.projection, self.versions, building, shown, version)
+            switch = await self._prepare(conn, Building(self._ledger, log, self.projection, self.progress))
             for _ in range(ROUNDS_MAX):
                 live = await switch.marks(hold=False)
-                if building.lag(live) <= NEAR:
+                if switch.building.lag(live) <= NEAR:
                     break
-                await building.advance(live)
+                await switch.building.advance(live)
             self.step("built")
-            built_s = time.monotonic() - began
-            outcome = await self._switch(switch, accept_differences)
-            old = set(shown.items()) if outcome.switched else {(engine, version) for engine in shown}
-            if outcome.switched:
-                outcome = replace(outcome, past_differences=await self._past(switch))
-            return replace(outcome, build_s=built_s), old
+            build_s = time.monotonic() - began
+            outcome = replace(await self._switch(switch, accept_differences), build_s=build_s)
+            if not outcome.switched:
+                return outcome, {(engine, switch.version) for engine in switch.shown}
+            await record(outcome)
+            self.step("recorded")
+            outcome = replace(outcome, past_differences=await switch.past_differences())
+            return outcome, set(switch.shown.items())
         finally:
             await conn.close()
             await log.close()
 
+    def close(self) -> None:
+        self.clickhouse.close()
+
+    @property
+    def _ledger(self) -> str:
+        return self.runtime.settings.ledger
+
+    async def _prepare(self, conn: psycopg.AsyncConnection[Any], building: Building) -> Switch:
+        """Empty tables of the next version. A number is never used again while anything bears it."""
+        shown = await self.versions.shown(conn)
+        present = await self.versions.present(conn)
+        version = max([*shown.values(), *(number for _, number in present)]) + 1
+        self.progress("dropping what earlier rebuilds left", 0, 1)
+        await self.drop(present - set(shown.items()))
+        self.step("cleaned")
+        await self.versions.make(version)
+        self.step("made")
+        for engine in self.versions.engines:
+            desk = PostgresUnit(conn, engine, careful=True)
+            unit = desk if engine == "postgres" else ClickHouseUnit(self.clickhouse, desk)
+            building.add(engine, unit, version)
+        return Switch(conn, self.clickhouse, self.projection, self.versions, building, shown, version)
+
     async def _switch(self, switch: Switch, accept_differences: bool) -> Rebuilt:
+        """Stop the workers, catch up, compare, and show the new version if it may be shown."""
         conn, building = switch.conn, switch.building
         await conn.execute("SET synchronous_commit = on")
         await conn.execute(f"SET lock_timeout = {LOCK_MS_MAX}".encode())
         for _ in range(SWITCHES_MAX):
+            held = False
             try:
-                async with conn.transaction() as transaction:
-                    stopped = time.monotonic()
+                async with conn.transaction():
                     self.progress("stopping the projection's workers", 0, 1)
+                    stopped = time.monotonic()
                     live = await switch.marks(hold=True)
+                    held = True
                     self.step("locked")
                     await building.advance(live)
                     self.step("caught up")
@@ -242,11 +169,11 @@ class Rebuild:
                     switched = accept_differences or not any(each.count for each in differences)
                     if switched:
                         await switch.show(live)
-                        self.step("switching")
-                    else:
-                        raise psycopg.Rollback(transaction)
+                    self.step("about to commit")
             except (DeadlockDetected, LockNotAvailable):
-                continue  # nothing was taken yet: only the locks come late
+                if held:
+                    raise
+                continue  # nothing was taken: only the locks come late
             self.step("switched" if switched else "refused")
             return Rebuilt(
                 projection=self.projection.name,
@@ -256,26 +183,10 @@ class Rebuild:
                 rows=sum(each.rows for each in differences),
                 rows_differing=sum(each.count for each in differences),
                 differences=differences,
-                past_differences=(),
                 parked=sum(len(side.parked) for side in building.sides),
-                old_kept=True,
-                build_s=0.0,
                 stopped_s=time.monotonic() - stopped,
-                seconds=0.0,
             )
-        raise SwitchContended(
-            f"{SWITCHES_MAX} times {LOCK_MS_MAX / 1000:.0f} s; version {switch.version} waits"
-        )
-
-    async def _past(self, switch: Switch) -> tuple[Difference, ...]:
-        through = switch.building.complete_through()
-        old, new = switch.shown.get("postgres", 0), switch.version
-        return tuple(
-            [
-                await past_in_postgres(switch.conn, table, old, new, through)
-                for table in self.versions.in_postgres
-            ]
-        )
+        raise SwitchContended(f"waited {SWITCHES_MAX} times {LOCK_MS_MAX / 1000:.0f} s for the workers")
 
     async def drop(self, unwanted: set[tuple[str, int]]) -> bool:
         """False where somebody still reads: the next rebuild will."""
@@ -296,7 +207,6 @@ async def rebuild(
     progress: Progress = no_progress,
     step: Step = lambda _: None,
     grace_s: float = GRACE_S,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> Rebuilt:
     """Make a projection anew in both engines and put it on record, for all tenants at once.
 
@@ -307,23 +217,29 @@ async def rebuild(
     """
     began = time.monotonic()
     projection = projection_named(name)
-    record = partial(RecordRebuild, projection=name, reason=reason)
-    record(version=1, rows=0, rows_differing=0)
+    if not reason.strip():
+        raise ValueError("say why: the reason is put on record")
+    fact = partial(RecordRebuild, projection=name, reason=reason)
+    fact(version=1, rows=0, rows_differing=0)
+
+    async def record(outcome: Rebuilt) -> None:
+        command = fact(version=outcome.version, rows=outcome.rows, rows_differing=outcome.rows_differing)
+        key = f"rebuild-{name}-v{outcome.version}"
+        log = runtime.log()
+        try:
+            handle = partial(Handler(log, runtime.clock).handle, command, by=operator(TENANT), key=key)
+            await asyncio.to_thread(handle)
+        finally:
+            log.close()
+
     work = Rebuild(runtime, projection, progress, step)
-    async with audit_lock(runtime.settings.role_dsn("worker"), runtime.schema, alone=True):
-        outcome, unwanted = await work.run(accept_differences)
-        if outcome.switched:
-            fact = record(version=outcome.version, rows=outcome.rows, rows_differing=outcome.rows_differing)
-            await asyncio.to_thread(
-                runtime.handler().handle,
-                fact,
-                by=operator(TENANT),
-                key=f"rebuild-{name}-v{outcome.version}",
-            )
-            step("recorded")
-            if not keep:
+    with closing(work):
+        async with audit_lock(runtime.settings.role_dsn("worker"), runtime.schema, alone=True):
+            outcome, unwanted = await work.run(accept_differences, record)
+            leave = keep and outcome.switched
+            if outcome.switched and not keep:
                 progress("letting readers move on", 0, 1)
-                await sleep(grace_s)
-        dropped = not (keep and outcome.switched) and await work.drop(unwanted)
-        step("dropped")
-    return replace(outcome, old_kept=not dropped, seconds=time.monotonic() - began)
+                await asyncio.sleep(grace_s)
+            dropped = not leave and await work.drop(unwanted)
+            step("dropped")
+    return replace(outcome, leftovers=not dropped, seconds=time.monotonic() - began)

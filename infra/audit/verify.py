@@ -13,11 +13,13 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from domain.facts import Recorded
-from infra.audit.compare import ClickHouseTable, PostgresTable, Report
+from infra.audit.blocks import ClickHouseTable
+from infra.audit.compare import PostgresTable, Report
 from infra.audit.cut import Cut, take_cut
 from infra.audit.findings import REBUILD, RESTORE, Findings, Progress, Verified, no_progress
 from infra.audit.logcheck import LogCheck
@@ -208,8 +210,9 @@ async def verify(
             cut, sampled = await take_cut(conn, tenant, random.Random(SEED).sample, samples)
             progress("taking the cut", 1, 1)
             work = Verification(runtime, ledger, cut, tenant)
-            await work.clickhouse_marks()
-            await work.run(sampled, progress)
+            with closing(work.clickhouse):
+                await work.clickhouse_marks()
+                await work.run(sampled, progress)
         finally:
             await conn.close()
             await ledger.close()

@@ -40,7 +40,7 @@ class Versions:
             "SELECT engine, version FROM projections WHERE name = %s AND engine = ANY(%s)",
             (self.projection.name, list(self.engines)),
         )
-        return {engine: version for engine, version in await cursor.fetchall()}
+        return dict(await cursor.fetchall())
 
     async def present(self, conn: psycopg.AsyncConnection[Any]) -> set[tuple[str, int]]:
         """(engine, version) of whatever is there, be it a table or a mark."""

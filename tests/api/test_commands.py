@@ -7,9 +7,15 @@ import pytest
 
 from api.retail.importer import Paper, paper_id
 from infra.settings import Settings
-from tests.api.conftest import Shop, paper
+from tests.api.conftest import NOWHERE, Shop, paper
 from tests.api.test_wall import told
 from tests.ledgers import InPostgres
+
+
+@pytest.fixture
+def api_settings(stored: InPostgres) -> Settings:
+    """Nothing here is projected, so the ledger that is emptied for each test will do."""
+    return stored.settings.model_copy(update={"clickhouse": NOWHERE})
 
 
 @pytest.fixture
@@ -185,7 +191,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/orders", paper(surprise=1), "#/surprise"),
     ("/orders", paper() | {"a/b~c": 1}, "#/a~1b~0c"),
     ("/orders", paper(customer="a\0b"), "#/customer"),
-    ("/orders", paper(customer="\ud800"), "#/customer"),
     ("/pools", {"pool": "", "capacity": 1}, "#/pool"),
     ("/pools", {"pool": "x", "capacity": -1}, "#/capacity"),
     ("/pools/mug/holds", {"quantity": 0, "ttl_s": 60}, "#/quantity"),
@@ -205,7 +210,9 @@ def test_a_body_of_the_wrong_form_is_told_where_and_leaves_no_mark(
     assert stocked.post("/pools", {"pool": "fresh"}, key="once").status_code == 201
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'"text"', b'{"pool": "\\ud800"}', b"[" * 100_000]
+)
 def test_what_is_not_json_is_a_problem(stocked: Shop, content: bytes) -> None:
     headers = stocked.headers | {"Idempotency-Key": "k", "Content-Type": "application/json"}
     answer = stocked.http.post("/api/v1/pools", content=content, headers=headers)

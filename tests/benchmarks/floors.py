@@ -9,10 +9,8 @@ from typing import Any
 
 import psycopg
 
-from infra.analytics import physical as physical_in_clickhouse
-from projections.rows import Engine
 from tests.benchmarks.retail import Line
-from tests.benchmarks.system import System, tables_in, tables_of
+from tests.benchmarks.system import System, tables_in_clickhouse, tables_of
 
 SCHEMA = "bench"
 CLICKHOUSE_ROWS_MAX = 100_000
@@ -108,22 +106,22 @@ def copy_read_models(system: System) -> float:
     ClickHouse's own copy of its tables."""
     spent = 0.0
     with _schema(system) as conn:
-        for name in tables_of(conn):
+        blocks = tables_in_clickhouse(conn)
+        for name in tables_of(conn).values():
             conn.execute(f"CREATE TABLE {SCHEMA}.{name} (LIKE {system.runtime.schema}.{name} INCLUDING ALL)")
             with conn.cursor() as cursor:
                 with cursor.copy(
                     f"COPY {system.runtime.schema}.{name} TO STDOUT (FORMAT binary)".encode()
                 ) as out:
-                    blocks = [bytes(block) for block in out]
+                    binary = [bytes(block) for block in out]
                 began = time.monotonic()
                 with cursor.copy(f"COPY {SCHEMA}.{name} FROM STDIN (FORMAT binary)".encode()) as into:
-                    for block in blocks:
+                    for block in binary:
                         into.write(block)
                 spent += time.monotonic() - began
         conn.execute(f"DROP SCHEMA {SCHEMA} CASCADE".encode())
     clickhouse = system.clickhouse()
-    for table in tables_in(Engine.CLICKHOUSE):
-        name = physical_in_clickhouse(table, 1)
+    for name in blocks.values():
         clickhouse.command(f"DROP TABLE IF EXISTS bench_{name}")
         clickhouse.command(f"CREATE TABLE bench_{name} AS {name}")
         began = time.monotonic()

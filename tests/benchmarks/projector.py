@@ -18,17 +18,12 @@ from tests.benchmarks.bare import SMALL
 from tests.benchmarks.figure import Figure, Wrong
 from tests.benchmarks.ingest import LOAD, TENANT
 from tests.benchmarks.retail import Part
-from tests.benchmarks.system import System, say, system
+from tests.benchmarks.system import LOOK_S, System, left, say, system
 
 WORKER, NOTING = "streams.app", "tests.benchmarks.worker"
 WORKER_S_MAX = 300.0
 SMALL_FACTS_MAX = 40_000
 BUILT = ("postgres", "clickhouse")
-LOOK_S = 0.02
-LEFT = (
-    "SELECT coalesce(sum(greatest(p.last_position - c.position, 0)), 0) FROM checkpoints c"
-    " JOIN relay_head p USING (topic, partition) WHERE c.engine = %s"
-)
 SAMPLE = "SELECT topic, state FROM stored_events ORDER BY notification_id LIMIT %s"
 
 
@@ -45,8 +40,7 @@ def worker(made: System) -> dict[str, float]:
             if process.poll() is not None or time.monotonic() - first_s > WORKER_S_MAX:
                 raise Wrong(f"the worker did not finish; see {made.home}/logs/{NOTING}.log")
             for engine in BUILT:
-                row = conn.execute(LEFT, (engine,)).fetchone()
-                if engine not in ends and row and not row[0]:
+                if engine not in ends and not left(conn, engine)[1]:
                     ends[engine] = time.monotonic() - first_s
             time.sleep(LOOK_S)
         ends["cpu"] = _cpu_s(process.pid) - cpu_s

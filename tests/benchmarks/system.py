@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,21 +23,32 @@ from infra.engines.tether import tethered
 from infra.readmodel import past, physical
 from infra.runtime import Runtime
 from infra.settings import PREFIX, Settings
-from projections.registry import PROJECTIONS
+from infra.sinks import Follower
+from projections.registry import PROJECTIONS, projections_in
 from projections.rows import Engine, Table
+from streams.projector import Projecting
+from streams.registry import REACTIONS
 from tests.benchmarks.figure import Wrong
 
 UP_S_MAX = 120.0
 STOP_S_MAX = 30.0
 QUIET_S_MAX = 900.0
+LOOK_S = 0.02
 EVERYTHING = ("api", "relay", "worker", "deadlines")
 BEHIND = """
     SELECT h.position, h.position - r.through,
-           (SELECT coalesce(sum(greatest(p.last_position - c.position, 0)), 0)
-              FROM checkpoints c JOIN relay_head p USING (topic, partition) WHERE c.engine = ANY(%s)),
+           (SELECT coalesce(sum(greatest(p.last_position - coalesce(c.position, 0), 0)), 0)
+              FROM unnest(%s::text[], %s::text[]) f(name, context)
+              JOIN relay_head p ON split_part(p.topic, '.', 3) = f.context
+              LEFT JOIN checkpoints c ON (c.engine, c.name, c.topic, c.partition)
+                                       = (%s, f.name, p.topic, p.partition)),
            (SELECT count(*) FROM parked)
       FROM head h, relay r"""
-ENGINES = ("postgres", "clickhouse", "reaction")
+FOLLOWERS: dict[str, Sequence[Follower]] = {
+    "postgres": [Projecting(projection) for projection in projections_in(Engine.POSTGRES)],
+    "clickhouse": [Projecting(projection) for projection in projections_in(Engine.CLICKHOUSE)],
+    "reaction": REACTIONS,
+}
 
 
 def say(text: str) -> None:
@@ -139,29 +150,25 @@ class System:
 
     # ── how far ───────────────────────────────────────────────────────────────────────────────────
 
-    def until_quiet(self, engines: tuple[str, ...] = ENGINES) -> dict[str, float]:
+    def until_quiet(self) -> dict[str, float]:
         """Wait until nothing is left to do; when each engine had everything, on the monotonic clock."""
         deadline = time.monotonic() + QUIET_S_MAX
         with self.database() as conn:
             at: dict[str, float] = {}
             head = -1
-            while len(at) < len(engines):
-                for engine in engines:
-                    row = conn.execute(BEHIND, ([engine],)).fetchone()
-                    assert row is not None
-                    position, unpublished, behind, parked = row
-                    if parked:
-                        raise Wrong(f"{parked} facts are parked")
+            while len(at) < len(FOLLOWERS):
+                for engine in FOLLOWERS:
+                    position, behind = left(conn, engine)
                     if position != head:  # reactions had more to say
                         head = position
                         at.clear()
-                    if unpublished or behind:
+                    if behind:
                         at.pop(engine, None)
                     else:
                         at.setdefault(engine, time.monotonic())
                 if time.monotonic() > deadline:
-                    raise Wrong(f"not quiet after {QUIET_S_MAX:.0f} s: {row}")
-                time.sleep(0.05)
+                    raise Wrong(f"not quiet after {QUIET_S_MAX:.0f} s")
+                time.sleep(LOOK_S)
         return at
 
     # ── read models, as if never built ────────────────────────────────────────────────────────────
@@ -169,12 +176,13 @@ class System:
     def empty_read_models(self) -> None:
         """Marks at 0 rather than gone: what the relay has to publish anew is told by them."""
         with self.database() as conn:
-            for name in tables_of(conn):
+            for name in tables_of(conn).values():
                 conn.execute(f"TRUNCATE {name}".encode())
+            blocks = tables_in_clickhouse(conn)
             conn.execute("UPDATE checkpoints SET position = 0 WHERE engine IN ('postgres', 'clickhouse')")
         clickhouse = self.clickhouse()
-        for table in tables_in(Engine.CLICKHOUSE):
-            clickhouse.command(f"TRUNCATE TABLE {physical(table, 1)}")
+        for name in blocks.values():
+            clickhouse.command(f"TRUNCATE TABLE {name}")
         clickhouse.command("TRUNCATE TABLE progress")
         clickhouse.close()
 
@@ -194,34 +202,61 @@ class System:
         """(rows, a hash that their order does not change) of every table and its past, in both engines."""
         found = {}
         with self.database() as conn:
-            for name in tables_of(conn):
+            blocks = tables_in_clickhouse(conn)
+            for name, table in tables_of(conn).items():
                 row = conn.execute(
-                    f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {name} t".encode()
+                    f"SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0) FROM {table} t".encode()
                 ).fetchone()
                 assert row is not None
                 found[name] = int(row[0]), int(row[1])
         clickhouse = self.clickhouse()
-        for table in tables_in(Engine.CLICKHOUSE):
-            name = physical(table, 1)
-            _, rows = clickhouse.query(f"SELECT count(), sum(cityHash64(*)) FROM {name} FINAL")
-            found[f"clickhouse.{name}"] = int(rows[0][0]), int(rows[0][1] or 0)
+        for name, table in blocks.items():
+            _, rows = clickhouse.query(f"SELECT count(), sum(cityHash64(*)) FROM {table} FINAL")
+            found[name] = int(rows[0][0]), int(rows[0][1] or 0)
         clickhouse.close()
         return found
 
 
-def tables_in(engine: Engine) -> list[Table]:
-    return [table for projection in PROJECTIONS for table in projection.tables_in(engine)]
+Named = dict[str, str]
+"""Tables of the versions that are shown, as they are called there, by the names that stay."""
 
 
-def tables_of(conn: psycopg.Connection[Any]) -> list[str]:
-    """Every read-model table of the ledger and its past, of the versions that are shown."""
-    shown = dict(conn.execute("SELECT name, version FROM projections WHERE engine = 'postgres'").fetchall())
-    return [
-        named(table, shown[projection.name])
-        for projection in PROJECTIONS
-        for table in projection.tables_in(Engine.POSTGRES)
+def tables_of(conn: psycopg.Connection[Any]) -> Named:
+    """Every read-model table of the ledger in Postgres, and its past."""
+    return {
+        named(table, 0).replace("_v0", ""): named(table, version)
+        for table, version in _shown(conn, Engine.POSTGRES)
         for named in (physical, past)
+    }
+
+
+def tables_in_clickhouse(conn: psycopg.Connection[Any]) -> Named:
+    return {
+        f"clickhouse.{table.name}": physical(table, version)
+        for table, version in _shown(conn, Engine.CLICKHOUSE)
+    }
+
+
+def _shown(conn: psycopg.Connection[Any], engine: Engine) -> list[tuple[Table, int]]:
+    rows = conn.execute("SELECT name, version FROM projections WHERE engine = %s", (engine.value,))
+    versions = dict(rows.fetchall())
+    return [
+        (table, versions.get(projection.name, 1))
+        for projection in PROJECTIONS
+        for table in projection.tables_in(engine)
     ]
+
+
+def left(conn: psycopg.Connection[Any], engine: str) -> tuple[int, int]:
+    """The log's head, and what the relay and an engine's followers still have to do, in positions."""
+    wanted = [(follower.name, context) for follower in FOLLOWERS[engine] for context in follower.contexts]
+    arguments = ([name for name, _ in wanted], [context for _, context in wanted], engine)
+    row = conn.execute(BEHIND, arguments).fetchone()
+    assert row is not None
+    head, unpublished, behind, parked = row
+    if parked:
+        raise Wrong(f"{parked} facts are parked")
+    return int(head), int(unpublished) + int(behind)
 
 
 def _broker(conn: psycopg.Connection[Any]) -> str:

@@ -1,4 +1,4 @@
-"""Handling, word by word: what house.md section 3 and docs/guarantees.md say, on both logs.
+"""Handling, word by word and on both logs: every sentence about the write side is a test here.
 
 Two handlers on one ledger stand for two processes: each has a memory and a connection of its own.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -44,10 +45,13 @@ class Line:
             admin_dsn(settings), autocommit=True, options=f"-c search_path={self.schema}"
         )
         self.log = PostgresLog(settings.role_dsn("app"), self.schema, CLAIM_KEY)
+        self.opened: list[PostgresLog] = []
         self.given_before = 0
 
     def empty(self) -> None:
         """As migrated; in ClickHouse too."""
+        while self.opened:
+            self.opened.pop().close()
         tables = self.conn.execute(
             "SELECT tablename FROM pg_tables WHERE schemaname = %s", (self.schema,)
         ).fetchall()
@@ -63,12 +67,15 @@ class Line:
 
     def close(self) -> None:
         self.conn.close()
-        self.log.close()
+        for log in (self.log, *self.opened):
+            log.close()
 
     # ── facts ─────────────────────────────────────────────────────────────────────────────────────
 
-    def handler(self) -> Handler:
-        return Handler(self.log, lambda: T0)
+    def handler(self, now: datetime = T0) -> Handler:
+        """One that remembers nothing, on a connection of its own."""
+        self.opened.append(PostgresLog(self.settings.role_dsn("worker"), self.schema, CLAIM_KEY))
+        return Handler(self.opened[-1], lambda: now)
 
     def given(self, *events: Event) -> None:
         """Recorded, each by a command of its own, in their streams' order."""
@@ -202,8 +209,7 @@ class Line:
                 assert self.clickhouse is not None
                 return ClickHouseSink(ClickHouse(self.clickhouse.url, self.clickhouse.database), ledger)
             case _:
-                log = PostgresLog(self.settings.role_dsn("worker"), self.schema, CLAIM_KEY)
-                return ReactionSink(ledger, Handler(log, lambda: T0))
+                return ReactionSink(ledger, self.handler())
 
     @asynccontextmanager
     async def projecting(
@@ -216,8 +222,6 @@ class Line:
         finally:
             await log.close()
             await mine.close()
-            if isinstance(sink, ReactionSink) and isinstance(sink.handler.log, PostgresLog):
-                sink.handler.log.close()
             if isinstance(sink, ClickHouseSink):
                 sink.clickhouse.close()
 

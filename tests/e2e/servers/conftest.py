@@ -6,6 +6,7 @@ import csv
 import lzma
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,10 +52,14 @@ def bindir() -> Path:
 
 
 @pytest.fixture(scope="module")
-def debian(bindir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("debian"), bindir=bindir).start()
-    yield server
-    server.stop()
+def debian(bindir: Path) -> Iterator[EmbeddedPostgres]:
+    # Up to version 15 its programs go to where they were installed and back again: run as root they drop to
+    # `nobody`, who must then be able to enter every directory above, and pytest's own are closed.
+    with tempfile.TemporaryDirectory(prefix="counterfoil-debian-") as directory:
+        Path(directory).chmod(0o711)
+        server = EmbeddedPostgres(Path(directory), bindir=bindir).start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +77,7 @@ def made(
         told(addresses),
         system(
             tmp_path_factory.mktemp("home"),
+            api="api.cli api",
             relay="streams.relay",
             worker_1="streams.app",
             worker_2="streams.app",
