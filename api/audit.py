@@ -101,7 +101,7 @@ async def projections(fresh: Fresh) -> Response:
 @queries.get(
     "/parked",
     response_model=Page[ParkedView],
-    responses=answered({"items": [PARKED], "next": None}, CursorUnreadable),
+    responses=answered({"items": [PARKED], "next": "/api/v1/parked?cursor=WyJ4Iiw4MTIzXQ"}, CursorUnreadable),
 )
 async def parked(fresh: Fresh, limit: Limit = LIMIT, cursor: Cursor = None) -> Response:
     """The facts that a projection or a reaction could not take, with the reason, oldest first."""

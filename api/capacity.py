@@ -211,14 +211,14 @@ def adjust_stock(
             "items": [
                 {
                     "pool": "84077",
-                    "capacity": None,
+                    "capacity": 100000,
                     "taken": 54415,
                     "returned": 568,
                     "adjusted": 0,
                     "net_units": 53847,
                 }
             ],
-            "next": None,
+            "next": "/api/v1/pools?cursor=WyJ4Iiw4MTIzXQ",
         },
         CursorUnreadable,
     ),

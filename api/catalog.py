@@ -82,7 +82,10 @@ def list_offer(body: Annotated[OfferBody, Body(examples=[OFFER])], asked: AskedO
 @queries.get(
     "/offers",
     response_model=Page[OfferView],
-    responses=answered({"items": [{**OFFER, "pool": "85123A"}], "next": None}, CursorUnreadable),
+    responses=answered(
+        {"items": [{**OFFER, "pool": "85123A"}], "next": "/api/v1/offers?cursor=WyJ4Iiw4MTIzXQ"},
+        CursorUnreadable,
+    ),
 )
 async def offers(fresh: Fresh, limit: Limit = LIMIT, cursor: Cursor = None) -> Response:
     """What is on offer, by code."""

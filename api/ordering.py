@@ -201,7 +201,7 @@ def return_goods(body: Annotated[PaperBody, Body(examples=[RETURN_BODY])], asked
 @queries.get(
     "/orders",
     response_model=Page[OrderView],
-    responses=answered({"items": [ORDER], "next": None}, CursorUnreadable),
+    responses=answered({"items": [ORDER], "next": "/api/v1/orders?cursor=WyJ4Iiw4MTIzXQ"}, CursorUnreadable),
 )
 async def orders(fresh: Fresh, limit: Limit = LIMIT, cursor: Cursor = None) -> Response:
     """Orders as they were recorded, oldest first."""
@@ -243,7 +243,9 @@ async def order(order_id: Annotated[UUID, Path(examples=[RECEIPT_EXAMPLE["id"]])
 @queries.get(
     "/returns",
     response_model=Page[ReturnView],
-    responses=answered({"items": [RETURN], "next": None}, CursorUnreadable),
+    responses=answered(
+        {"items": [RETURN], "next": "/api/v1/returns?cursor=WyJ4Iiw4MTIzXQ"}, CursorUnreadable
+    ),
 )
 async def returns(fresh: Fresh, limit: Limit = LIMIT, cursor: Cursor = None) -> Response:
     """Returns as they were recorded, oldest first."""

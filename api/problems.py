@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -253,7 +254,7 @@ def answer(
     body = document(failure)
     if detail:
         body["detail"] = detail
-    body["instance"] = path
+    body["instance"] = quote(path, safe="/~!$&'()*+,;=:@")
     kept = {"Cache-Control": "no-store", **(headers or {})}
     if body["status"] == 503:
         kept.setdefault("Retry-After", str(RETRY_AFTER_S))

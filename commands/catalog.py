@@ -25,8 +25,8 @@ class ListOffer(Command, permission=Permission.OFFER_LIST):
     def read(self, log: Read) -> Boundary:
         claim = None if self.slug is None else log.claim("slug", self.slug)
         return Boundary(
-            offer=log(f"offer-{self.offer}", Offer),
-            pool=log(pool_stream(self.offer), Pool),
+            offer=log.fresh(f"offer-{self.offer}", Offer),
+            pool=log.fresh(pool_stream(self.offer), Pool),
             claim=None if claim is None else (claim, log(claim, Claim)),
         )
 

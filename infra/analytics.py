@@ -40,6 +40,8 @@ PROGRESS = (
     " ENGINE = ReplacingMergeTree(position) ORDER BY (name, version, topic, partition)"
 )
 TIMEOUT_S = 30
+UNWRITABLE = (DataError, ProgrammingError, OverflowError, ValueError, TypeError, AttributeError)
+"""What the client raises for a value that its column cannot hold, depending on the column."""
 
 
 class AnalyticsUnavailable(Exception):
@@ -172,7 +174,7 @@ class ClickHouseUnit:
             columns = [column.name for column in table.columns] + ["from_position"]
             try:
                 await asyncio.to_thread(self.clickhouse.insert, physical(table, version), columns, block)
-            except (DataError, ProgrammingError) as refused:
+            except UNWRITABLE as refused:
                 raise Refused(taken[0][0], str(refused).splitlines()[0]) from refused
 
     async def park(self, follower: Follower, place: Place, facts: Iterable[tuple[StoredFact, str]]) -> None:

@@ -38,7 +38,8 @@ AGE_S_MAX = 0.025
 PROGRESS_AGE_S_MAX = 0.1
 """The same in ClickHouse, where rows come in blocks, about once a second."""
 IDLE_S = 1.0
-LOOK_S_MAX = 5.0
+LOOK_S_MAX = 3.0
+RETRY_S = 0.25
 QUERY_S_MAX = 15
 POSTGRES_CONNECTIONS_MAX = 8
 CLICKHOUSE_CLIENTS = 3
@@ -235,7 +236,7 @@ class Watch(Generic[T]):
                 self.ended = self.begun
                 self.news.notify_all()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), IDLE_S)
+                await asyncio.wait_for(self.wake.wait(), RETRY_S if self.value is None else IDLE_S)
                 await asyncio.sleep(began + self.pace_s - clock())
 
     async def next(self) -> T:
@@ -249,7 +250,9 @@ class Watch(Generic[T]):
         return self.value
 
     async def recent(self) -> T:
-        """A look that is younger than the pace. Raises StoreUnavailable."""
+        """A look that is younger than the pace. Raises StoreUnavailable, at once when the last one failed."""
+        if self.value is None and self.ended:
+            raise StoreUnavailable(self.engine)
         if self.value is not None and asyncio.get_running_loop().time() - self.looked_at < self.pace_s:
             return self.value
         return await self.next()
@@ -407,24 +410,30 @@ class Queries:
     async def _standing(
         self, engine: Engine, projections: Sequence[Projection], asked: int | None, wait_s: float
     ) -> Standing:
+        """What is shown, when it has come to `asked`; an engine that comes back in time is waited for too."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + wait_s
-        desk = await self.desk.recent()
-        if asked is not None and asked > desk.position:
-            desk = await self.desk.next()
-            if asked > desk.position:
-                raise PositionUnknown(f"the log ends at {desk.position}")
         while True:
-            marks = self._in_postgres(desk).marks
-            if engine is Engine.CLICKHOUSE:
-                marks = await self.progress.recent()
-            standing = Standing(desk, engine, marks)
+            try:
+                standing = await self._look(engine)
+            except StoreUnavailable:
+                if asked is None or clock() >= deadline:
+                    raise
+                await asyncio.sleep(AGE_S_MAX)
+                continue
             if asked is None or all(standing.reached(projection, asked) for projection in projections):
                 return standing
+            if asked > standing.desk.position and asked > (await self.desk.next()).position:
+                raise PositionUnknown(f"the log ends at {standing.desk.position}")
             if clock() >= deadline:
                 raise ProjectionBehind(asked, [self._lag(standing, each) for each in projections])
-            with suppress(TimeoutError):
-                desk = await asyncio.wait_for(self.desk.next(), max(deadline - clock(), 0.001))
+            await asyncio.sleep(AGE_S_MAX)
+
+    async def _look(self, engine: Engine) -> Standing:
+        desk = await self.desk.recent()
+        if engine is Engine.POSTGRES:
+            return self._in_postgres(desk)
+        return Standing(desk, engine, await self.progress.recent())
 
     def _in_postgres(self, desk: Desk) -> Standing:
         marks = {
@@ -450,7 +459,7 @@ class Queries:
         )
 
     async def _look_at_desk(self) -> Desk:
-        async with self.pool.connection() as conn:
+        async with self.pool.connection(timeout=LOOK_S_MAX) as conn:
             row = await (await conn.execute(DESK, (f"counterfoil.{self.ledger}.",))).fetchone()
         assert row is not None
         position, epoch, through, relay_active, heads, versions, marks, parked = row

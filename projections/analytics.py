@@ -213,9 +213,10 @@ TOP_CUSTOMERS: dict[Engine, Query] = {
         " GROUP BY customer ORDER BY net_micro DESC, customer LIMIT %(limit)s",
     ),
 }
+# Of what moves places: neither charges nor debts do, and the pools of `capacity` know nothing of them.
 NET_UNITS_IN_CLICKHOUSE = Query(
     UnitsRow,
     (("sales", SALE_LINES),),
     "SELECT code, sum(toInt64(quantity)) AS net_units FROM {sale_lines}"
-    " WHERE code IN %(codes)s GROUP BY code ORDER BY code",
+    " WHERE code IN %(codes)s AND NOT charge AND kind != 'debt' GROUP BY code ORDER BY code",
 )

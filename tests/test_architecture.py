@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from api.cli import app
+from domain.registry import CONTEXTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -19,7 +22,7 @@ GENERATED = ("docs/benchmarks.md", "docs/events", "docs/openapi.json", "docs/asy
 ROOMS = ("domain", "commands", "projections", "streams", "api", "infra", "tests", "docs")
 
 
-@lru_cache(maxsize=None)
+@cache
 def names_in(path: Path) -> frozenset[str]:
     """What a file defines: Class, Class.method, function, CONSTANT; of SQL, its tables and functions."""
     text = path.read_text()
@@ -94,9 +97,17 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
     assert dead == []
 
 
-def test_the_contexts_are_those_of_the_page() -> None:
-    from domain.registry import CONTEXTS
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_is_named_exists(page: Path) -> None:
+    known = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    known |= {group.name for group in app.registered_groups if group.name}
+    named = set(re.findall(r"(?:^|[`/])counterfoil ([a-z]+)", page.read_text(), re.MULTILINE))
+    assert named <= {name.rstrip("_") for name in known}
 
+
+def test_the_contexts_are_those_of_the_page() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     named = re.search(r"Folder is law, file is context: (.+) \(and `analytics`", page)
     assert named

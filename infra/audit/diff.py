@@ -36,6 +36,18 @@ class Difference:
     def count(self) -> int:
         return self.missing + self.added + self.changed
 
+    def and_also(self, other: Difference) -> Difference:
+        """Of two parts of one table."""
+        return Difference(
+            self.engine,
+            self.table,
+            self.rows + other.rows,
+            self.missing + other.missing,
+            self.added + other.added,
+            self.changed + other.changed,
+            (*self.examples, *other.examples)[:EXAMPLES_MAX],
+        )
+
 
 async def shown_in_postgres(
     conn: psycopg.AsyncConnection[Any], table: Table, old: int, new: int
@@ -95,15 +107,20 @@ async def _in_postgres(
     return Difference("postgres", name, counted[0], missing, added, every - missing - added, examples)
 
 
-async def shown_in_clickhouse(clickhouse: ClickHouse, table: Table, old: int, new: int) -> Difference:
-    """What is shown; each row's hash is taken there, and only keys that differ come here."""
+async def shown_in_clickhouse(
+    clickhouse: ClickHouse, table: Table, old: int, new: int, after: int, through: int | None
+) -> Difference:
+    """What is shown of positions in (after, through]. Rows' hashes are taken there; only keys that differ
+    come here."""
     key = ", ".join(table.whole_key)
     columns = ", ".join(column.name for column in table.columns)
+    where = f"position > {after}" + ("" if through is None else f" AND position <= {through}")
+    name = physical_in_clickhouse(table, new)
 
     def side(number: int, version: int) -> str:
         return (
             f"SELECT {key}, {number} AS side, sipHash64(toString(tuple({columns}))) AS row_hash"
-            f" FROM {physical_in_clickhouse(table, version)} FINAL"
+            f" FROM {physical_in_clickhouse(table, version)} FINAL WHERE {where}"
         )
 
     differing = (
@@ -113,11 +130,10 @@ async def shown_in_clickhouse(clickhouse: ClickHouse, table: Table, old: int, ne
     )
     _, totals = await asyncio.to_thread(
         clickhouse.query,
-        f"SELECT count(), countIf(in_new = 0), countIf(in_old = 0) FROM ({differing})",
+        f"SELECT count(), countIf(in_new = 0), countIf(in_old = 0),"
+        f" (SELECT count() FROM {name} FINAL WHERE {where}) FROM ({differing})",
     )
-    every, missing, added = (int(each) for each in totals[0])
-    name = physical_in_clickhouse(table, new)
-    _, counted = await asyncio.to_thread(clickhouse.query, f"SELECT count() FROM {name} FINAL")
+    every, missing, added, rows = (int(each) for each in totals[0])
     examples: list[dict[str, Any]] = []
     if every:
         _, keys = await asyncio.to_thread(
@@ -128,8 +144,8 @@ async def shown_in_clickhouse(clickhouse: ClickHouse, table: Table, old: int, ne
             values = [await _row(clickhouse, table, version, at) for version in (old, new)]
             shown = {each: shown_value(value) for each, value in at.items()}
             examples.append({"key": shown, "old": values[0], "new": values[1]})
-    counts = (int(counted[0][0]), missing, added, every - missing - added)
-    return Difference("clickhouse", table.name, *counts, tuple(examples))
+    changed = every - missing - added
+    return Difference("clickhouse", table.name, rows, missing, added, changed, tuple(examples))
 
 
 async def _row(

@@ -1,7 +1,8 @@
 """Rebuild a projection: a new version beside the shown one, from the log, compared row by row, then shown.
 
 1. Leftovers of earlier rebuilds are dropped, the tables of the next version made.
-2. They are filled from the log, a batch a transaction, while the workers go on with the shown version.
+2. They are filled from the log, a batch a transaction, while the workers go on with the shown version;
+   what will not change any more is compared already.
 3. In one transaction the shown version's row and marks are locked, which stops its workers for a moment;
    the rest is taken, so that both versions stand at the same positions; their rows are compared; and,
    unless they differ and nobody agreed to that, `projections.version` is raised and the marks are copied.
@@ -113,6 +114,7 @@ class Rebuild:
                     break
                 await switch.building.advance(live)
             self.step("built")
+            await switch.settle(self.progress)
             build_s = time.monotonic() - began
             outcome = replace(await self._switch(switch, accept_differences), build_s=build_s)
             if not outcome.switched:

@@ -1,4 +1,4 @@
-"""The doors of a whole running system: broker, relay, worker, both read models, as `counterfoil up` has them."""
+"""The doors of a whole running system: broker, relay, worker and both read models, as `up` has them."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_while_the_worker_is_frozen_nobody_is_told_old_figures_as_new(shop: Shop
     with system.frozen("worker-1"):
         placed = shop.post("/orders", paper(), key="k")
         at, path = placed.headers["counterfoil-position"], f"/orders/{placed.json()['id']}"
-        for asked in (path, "/orders", "/reports/retail?engine=clickhouse", "/balances"):
+        for asked in (path, "/orders", "/reports/retail?engine=clickhouse", "/pools"):
             problem = told(
                 shop.get(asked, Counterfoil_At_Least=at, Prefer="wait=1"), 503, "projection-behind"
             )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -37,7 +38,7 @@ def told(answer: httpx.Response, status: int, kind: str) -> dict[str, Any]:
     assert body["type"] == f"/problems/{kind}"
     assert body["status"] == status
     assert body["title"]
-    assert body["instance"] == answer.request.url.path
+    assert unquote(body["instance"]) == answer.request.url.path
     return body
 
 

@@ -56,8 +56,12 @@ def say(text: str) -> None:
 
 
 def clean_environment() -> dict[str, str]:
-    """Without what points at an installation of somebody's own."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    """Without anybody's own installation, and without what makes Python compile all anew in each process."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(PREFIX) and name != "PYTHONDONTWRITEBYTECODE"
+    }
 
 
 @dataclass(slots=True)
@@ -187,16 +191,19 @@ class System:
         clickhouse.close()
 
     def refill_broker(self) -> float:
-        """Kill the broker and let the relay fill the next one; the seconds that takes."""
+        """Kill the broker, let a relay of our own fill the next one, and stop it; the seconds that took."""
         with self.database() as conn:
-            known = _broker(conn)
-            os.kill(self.running.children["broker"], signal.SIGKILL)
-            began = time.monotonic()
-            while _broker(conn) == known:
-                if time.monotonic() - began > QUIET_S_MAX:
-                    raise Wrong("the relay did not fill a new broker")
-                time.sleep(0.02)
-        return time.monotonic() - began
+            known, pid = _broker(conn), self.running.children["broker"]
+            os.kill(pid, signal.SIGKILL)
+            while self.running.children.get("broker", pid) == pid:
+                time.sleep(LOOK_S)
+            with self.child("streams.relay"):
+                began = time.monotonic()
+                while _broker(conn) == known:
+                    if time.monotonic() - began > QUIET_S_MAX:
+                        raise Wrong("the relay did not fill a new broker")
+                    time.sleep(LOOK_S)
+                return time.monotonic() - began
 
     def fingerprint(self) -> dict[str, tuple[int, int]]:
         """(rows, a hash that their order does not change) of every table and its past, in both engines."""

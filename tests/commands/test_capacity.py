@@ -121,7 +121,7 @@ def test_there_is_nothing_to_say_of_a_hold_that_ended_before() -> None:
         confirmed(at=after(1)),
         HoldReleased(pool="seats", hold_id=H1, at=after(1)),
         HoldExpired(pool="seats", hold_id=H1, at=after(60)),
-        held(H2, 1, at=after(70), until_s=99),  # buries what is dead at its own time
+        held(H2, 1, at=after(60), until_s=99),  # buries what is dead at its own time
     ):
         given(TEN, held(), end).when(EXPIRE, at=after(100)).nothing()
 

@@ -707,6 +707,33 @@ def test_a_handler_with_hardly_any_memory_decides_the_same(log: Log) -> None:
     assert len(forgetful.memory.states) == 1
 
 
+class CountsTwice(Command, permission=Permission.PLACES_HOLD):
+    """Reads one stream as two states, of which a handler may know one already."""
+
+    def read(self, log: Read) -> Boundary:
+        return Boundary(known=log("pool-p", Pool), new=log.fresh("pool-p", Tally))
+
+    def decide(self, at: Moment, *, known: Pool, new: Tally) -> Sequence[Event]:
+        assert known.open
+        return [PlacesTaken(pool="p", quantity=new.facts, order_id=OrderId(at.id(0)))]
+
+
+@dataclass
+class Tally:
+    facts: int = 0
+
+    def apply(self, event: Event) -> None:
+        self.facts += 1
+
+
+def test_of_two_states_of_one_stream_the_one_that_has_seen_less_is_believed(log: Log) -> None:
+    mine = handler(log)
+    mine.handle(order(1), by=ANA, key="warm")
+    fact = mine.handle(CountsTwice(), by=ANA, key="k").facts[0]
+    assert isinstance(fact.event, PlacesTaken)
+    assert (fact.version, fact.event.quantity) == (3, 2)
+
+
 def test_a_ledger_that_was_restored_behind_a_handlers_back_is_read_anew(ledger: Ledger, log: Log) -> None:
     mine = handler(log)
     for number in range(5):

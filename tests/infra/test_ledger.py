@@ -114,7 +114,7 @@ def gap_free(seen: list[int], written: int) -> None:
 
 
 def overlapping(settings: Settings, append: Append, reader: Reader) -> None:
-    """Two writers; the one that came first commits last, or makes the other wait. The reader looks all along."""
+    """Two writers: the first commits last, or makes the other wait. The reader looks in between."""
     dsn, schema = admin_dsn(settings), schema_of(settings)
     with connected(dsn, schema) as slow, connected(dsn, schema) as quick:
         slow.execute("BEGIN")

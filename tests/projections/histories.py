@@ -127,7 +127,7 @@ requests: st.SearchStrategy[Command | str] = st.one_of(
     ),
 )
 steps = st.lists(st.tuples(st.sampled_from(TENANTS), requests), min_size=1, max_size=30)
-"""A word stands for what is done to the hold that was made last."""
+"""A word stands for what is done to the hold that was made last, or for making one."""
 
 
 def history(taken: Iterable[tuple[str, Command | str]]) -> MemoryLog:
@@ -139,22 +139,22 @@ def history(taken: Iterable[tuple[str, Command | str]]) -> MemoryLog:
     for number, (tenant, request) in enumerate([*opened, *taken]):
         now += timedelta(seconds=17)
         command = _about(held.get(tenant), request) if isinstance(request, str) else request
-        if command is None:
-            continue
         by = Actor(tenant, "ana", frozenset(Permission))
         try:
             answer = handler.handle(command, by=by, key=f"step-{number}")
         except Refusal:
             continue
+        if isinstance(request, str):
+            held.pop(tenant, None)
         for fact in answer.facts:
             if isinstance(fact.event, PlacesHeld):
                 held[tenant] = fact.event
     return log
 
 
-def _about(held: PlacesHeld | None, word: str) -> Command | None:
+def _about(held: PlacesHeld | None, word: str) -> Command:
     if held is None:
-        return None
+        return HoldPlaces(pool=CODES[0], quantity=1, ttl_s=1 if word == "expire" else 60)
     pool, hold_id = held.pool, HoldId(held.hold_id)
     match word:
         case "confirm":

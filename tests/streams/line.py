@@ -11,6 +11,7 @@ import psycopg
 
 from commands.handling import Append, Appended, Handler
 from domain.facts import Event, Recorded
+from domain.payments import PaymentRecorded
 from infra.analytics import ClickHouse, ClickHouseSink
 from infra.eventstore import PostgresLog
 from infra.ledger import Ledger, Place
@@ -196,7 +197,7 @@ class Line:
         return [
             recorded.event.paper
             for fact in self.stored()
-            if fact.name == "payments.payment-recorded" and (recorded := readable(fact))
+            if (recorded := readable(fact)) and isinstance(recorded.event, PaymentRecorded)
         ]
 
     # ── projectors, each with connections of its own ──────────────────────────────────────────────

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -551,8 +551,8 @@ def test_the_one_row_that_clickhouse_cannot_hold_is_found_and_parked(both: Line)
     place(both, range(ORDERS))
     sales = next(p for p in PROJECTIONS if any(t.name == "sale_lines" for t in p.tables))
 
-    def swollen(recorded: Recorded) -> list[RowOp]:
-        ops = list(sales.project(recorded))
+    def swollen(recorded: Recorded) -> Sequence[RowOp]:
+        ops: list[RowOp] = list(sales.project(recorded))
         match recorded.event:
             case OrderPlaced(order_id=found) if found == order_id(OVERFLOWING):
                 return [
@@ -588,7 +588,7 @@ def several(recorded: Recorded) -> list[RowOp]:
     match recorded.event:
         case OrderPlaced() as order:
             one, two = order_id(1000), order_id(1001)
-            first = [
+            first: list[RowOp] = [
                 Put(COUNTS, CountRow(order=one, units=recorded.version)),
                 Put(COUNTS, CountRow(order=two, units=recorded.version)),
                 Put(COUNTS, CountRow(order=one, units=10 * recorded.version)),

@@ -302,7 +302,7 @@ def test_an_empty_broker_is_refilled_from_the_oldest_checkpoint(line: Line) -> N
         async with line.projecting() as projector:
             await projector.take(runs[: len(runs) // 2])
         _, _, heads = await relayed(line)
-        oldest = min(mark for (_, *at), mark in line.marks().items() if mark < heads[at[0], at[1]])
+        oldest = min(mark for (_, topic, part), mark in line.marks().items() if mark < heads[topic, part])
         bus.forget("the second")
         async with relaying(line, bus):
             place(line, range(8, 10))

@@ -1,4 +1,4 @@
-"""A whole system as child processes, under the supervisor that `counterfoil up` uses: `house HOME [ROLE=MODULE...]`."""
+"""A whole system as child processes, under the supervisor that `counterfoil up` uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports a file as commands and keeps its own list of what was acknowledged: `loader HOME FILE ACKNOWLEDGED`."""
+"""Imports a file as commands, and keeps its own list of what was acknowledged."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ AGAIN_S = 1.0
 
 
 class Noting(Handler):
-    """Writes down each answer before anybody else hears of it; what is written survives our own death."""
+    """Writes down each answer before anybody else hears of it; what is written survives our own death.
 
-    def __init__(self, handler: Handler, notes: Any) -> None:
+    And takes its time, so that there is something to disturb.
+    """
+
+    def __init__(self, handler: Handler, notes: Any, pause_s: float) -> None:
         super().__init__(handler.log, handler.clock)
-        self.notes = notes
+        self.notes, self.pause_s = notes, pause_s
 
     def handle(
         self,
@@ -38,25 +41,27 @@ class Noting(Handler):
         causation: UUID | None = None,
     ) -> Answer:
         answer = super().handle(command, by=by, key=key, correlation=correlation, causation=causation)
-        self.notes.write(f"{key}\t{answer.position}\t{len(answer.facts)}\n")
+        self.notes.write(f"{by.tenant}\t{key}\t{answer.position}\n")
+        time.sleep(self.pause_s)
         return answer
 
 
-def main(home: Path, file: Path, acknowledged: Path) -> None:
+def main(home: Path, file: Path, acknowledged: Path, pause_s: float) -> None:
     invoices = read_invoices(file)
     up = running(home)
     assert up is not None, "nobody runs this home"
     os.environ.update(environment(up))
     with acknowledged.open("a", buffering=1) as notes:
-        handler = Noting(Runtime(Settings()).handler(), notes)
+        handler = Noting(Runtime(Settings()).handler(), notes, pause_s)
         while True:
             summary = import_invoices(handler, invoices, actor=operator(TENANT), currency=CURRENCY)
             assert not summary.failed, summary.failed[:3]
-            print(summary.invoices, summary.imported, f"{summary.lines_per_s:.0f} lines/s", summary.stopped)
+            print(summary.invoices, summary.imported, f"{summary.seconds:.1f} s", summary.stopped, flush=True)
             if summary.stopped is None:
                 return
             time.sleep(AGAIN_S)
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    home, file, acknowledged, pause_s = sys.argv[1:]
+    main(Path(home), Path(file), Path(acknowledged), float(pause_s))

@@ -17,6 +17,7 @@ import psycopg
 
 from infra.analytics import ClickHouse
 from infra.engines.home import Running, environment, running
+from infra.engines.server import tail
 from infra.engines.tether import tethered
 from infra.migrate import schema_of
 from infra.settings import Settings
@@ -24,7 +25,7 @@ from infra.settings import Settings
 UP_S_MAX = 60.0
 QUIET_S_MAX = 90.0
 BEHIND = """
-    SELECT h.position - r.through AS relay,
+    SELECT h.position, h.position - r.through AS relay,
            (SELECT coalesce(sum(greatest(h.last_position - c.position, 0)), 0)
               FROM checkpoints c JOIN relay_head h USING (topic, partition)) AS marks,
            (SELECT count(*) FROM parked) AS parked
@@ -37,6 +38,7 @@ class System:
     def __init__(self, home: Path, supervisor: subprocess.Popen[bytes]) -> None:
         self.home, self.supervisor = home, supervisor
         self.extra: dict[str, subprocess.Popen[bytes]] = {}
+        self.acknowledged, self.called = home / "acknowledged", home / "called"
 
     # ── processes ─────────────────────────────────────────────────────────────────────────────────
 
@@ -100,31 +102,21 @@ class System:
         return ClickHouse(settings.clickhouse, schema_of(settings))
 
     def until_quiet(self) -> float:
-        """Wait until every follower has everything; returns how long that took."""
+        """Wait until every follower has everything, twice in a row: reactions may have more to say."""
         began = time.monotonic()
-        seen: object = None
+        before: tuple[int, ...] | None = None
         while True:
-            try:
-                with self.database() as conn:
-                    row = conn.execute(BEHIND).fetchone()
-            except psycopg.OperationalError:
-                row = None
-            if row is not None and row[:2] == (0, 0):
-                head = row if seen is None else seen
-                if seen is not None and head == self._head():
-                    return time.monotonic() - began
-                seen = self._head()  # reactions may have had more to say: quiet twice is quiet
-                time.sleep(1.5)
-                continue
-            seen = None
-            assert time.monotonic() - began < QUIET_S_MAX, f"not quiet: (relay, marks, parked) = {row}"
-            time.sleep(0.25)
+            found = self._behind()
+            if found is not None and found[1:3] == (0, 0) and found == before:
+                return time.monotonic() - began
+            before = found
+            assert time.monotonic() - began < QUIET_S_MAX, f"(head, relay, marks, parked) = {found}"
+            time.sleep(1.0)
 
-    def _head(self) -> int:
-        with self.database() as conn:
-            row = conn.execute("SELECT position FROM head").fetchone()
-            assert row is not None
-            return int(row[0])
+    def _behind(self) -> tuple[int, ...] | None:
+        with contextlib.suppress(psycopg.OperationalError), self.database() as conn:
+            return conn.execute(BEHIND).fetchone()
+        return None
 
 
 @contextmanager
@@ -167,10 +159,20 @@ def system(home: Path, **roles: str) -> Iterator[System]:
             supervisor.wait()
 
 
+def load(made: System, file: Path, pause_s: float = 0.0) -> subprocess.Popen[bytes]:
+    arguments = [str(made.home), str(file), str(made.acknowledged), str(pause_s)]
+    with (made.home / "loader.log").open("ab") as log:
+        return subprocess.Popen(
+            tethered([sys.executable, "-m", "tests.e2e.chaos.loader", *arguments], parent_pid=os.getpid()),
+            stdout=log,
+            stderr=log,
+        )
+
+
 @contextmanager
-def loading(made: System, file: Path) -> Iterator[subprocess.Popen[bytes]]:
+def loading(made: System, file: Path, pause_s: float = 0.0) -> Iterator[subprocess.Popen[bytes]]:
     """The loader at work; ended with the block if it has not finished."""
-    process = load(made, file)
+    process = load(made, file, pause_s)
     try:
         yield process
     finally:
@@ -179,20 +181,44 @@ def loading(made: System, file: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def load(made: System, file: Path) -> subprocess.Popen[bytes]:
-    with (made.home / "loader.log").open("ab") as log:
-        return subprocess.Popen(
-            tethered(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.e2e.chaos.loader",
-                    str(made.home),
-                    str(file),
-                    str(made.home / "acknowledged"),
-                ],
-                parent_pid=os.getpid(),
-            ),
-            stdout=log,
-            stderr=log,
-        )
+class Loading:
+    """A loader that may be killed too: put up again, it goes on where it was."""
+
+    def __init__(self, made: System, file: Path, pause_s: float) -> None:
+        self.made, self.file, self.pause_s = made, file, pause_s
+        self.process = load(made, file, pause_s)
+
+    def done(self) -> bool:
+        """Whether everything is imported; a loader that fell over is put up again."""
+        ended = self.process.poll()
+        if ended not in (None, 0):
+            self.process = load(self.made, self.file, self.pause_s)
+        return ended == 0
+
+    def begin(self) -> None:
+        """Wait for its first answer."""
+        deadline = time.monotonic() + UP_S_MAX
+        while not (self.made.acknowledged.exists() and self.made.acknowledged.stat().st_size):
+            assert time.monotonic() < deadline, tail(self.made.home / "loader.log")
+            time.sleep(0.05)
+
+    def finish(self, within_s: float) -> None:
+        deadline = time.monotonic() + within_s
+        while not self.done():
+            assert time.monotonic() < deadline, tail(self.made.home / "loader.log")
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def persisting(made: System, file: Path, pause_s: float) -> Iterator[Loading]:
+    """A loading that is not given up before the block ends."""
+    loading = Loading(made, file, pause_s)
+    try:
+        yield loading
+    finally:
+        loading.kill()

@@ -19,10 +19,10 @@ from infra.engines.postgres import EmbeddedPostgres
 from infra.settings import PREFIX
 from tests.e2e.chaos.system import System, system
 from tests.e2e.servers.debian import OLDEST, binaries, with_roles
-from tests.e2e.servers.kafka import ApacheKafka, classpath
+from tests.e2e.servers.kafka import ApacheKafka, classpath, deployed
 
 YEAR = Path(__file__).parents[2] / "data" / "retail_online_uci" / "online_retail_2010-12-01_2011-12-09.csv.xz"
-SESSION_S = "30"
+SESSION = f"{PREFIX}KAFKA_SESSION_S"
 SLICES = 5
 
 
@@ -71,7 +71,7 @@ def made(
     addresses = with_roles(debian, bindir) | {
         f"{PREFIX}KAFKA": kafka.address,
         f"{PREFIX}CLICKHOUSE": clickhouse.url,
-        f"{PREFIX}KAFKA_SESSION_S": SESSION_S,
+        SESSION: deployed("worker")[SESSION],
     }
     with (
         told(addresses),

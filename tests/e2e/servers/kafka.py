@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Self
 from uuid import uuid4
 
 import yaml
@@ -20,6 +21,7 @@ POM = Path(__file__).with_name("pom.xml")
 COMPOSE = Path(__file__).parents[3] / "infra" / "deploy" / "compose.yaml"
 DOWNLOAD_S_MAX = 240
 FORMAT_S_MAX = 60
+START_S_MAX = 120.0
 SOON = {"broker.session.timeout.ms": "3000", "broker.heartbeat.interval.ms": "500"}
 """After `kill -9` a node waits for the end of its own last session: as deployed 9 s, each time."""
 JAVA = ("java", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
@@ -48,14 +50,25 @@ def classpath(cache: Path) -> str:
     return answer.read_text()
 
 
+def deployed(service: str) -> dict[str, str]:
+    """What compose.yaml gives a service in its environment."""
+    environment = yaml.safe_load(COMPOSE.read_text())["services"][service]["environment"]
+    return {name: str(value) for name, value in environment.items()}
+
+
 def as_deployed() -> dict[str, str]:
     """The node's properties in compose.yaml, in Kafka's own spelling."""
-    environment = yaml.safe_load(COMPOSE.read_text())["services"]["kafka"]["environment"]
     return {
-        name.removeprefix("KAFKA_").replace("_", ".").lower(): str(value)
-        for name, value in environment.items()
+        name.removeprefix("KAFKA_").replace("_", ".").lower(): value
+        for name, value in deployed("kafka").items()
         if name.startswith("KAFKA_")
     }
+
+
+def version() -> str:
+    """Of the image that compose.yaml deploys."""
+    image: str = yaml.safe_load(COMPOSE.read_text())["services"]["kafka"]["image"]
+    return image.partition(":")[2]
 
 
 class ApacheKafka(EmbeddedBroker):
@@ -88,6 +101,10 @@ class ApacheKafka(EmbeddedBroker):
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
         if not self._data.exists():
             self._format()
+
+    def start(self, timeout_s: float = START_S_MAX) -> Self:
+        """As every server; a JVM needs its time on a busy machine."""
+        return super().start(timeout_s)
 
     def command(self) -> Command:
         return Command(

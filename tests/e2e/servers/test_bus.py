@@ -13,7 +13,7 @@ import pytest
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 
 from infra.bus import RECORD_BYTES_MAX, Bus, BusUnavailable
-from tests.e2e.servers.kafka import ApacheKafka
+from tests.e2e.servers.kafka import ApacheKafka, version
 
 pytestmark = [
     pytest.mark.servers,
@@ -38,6 +38,10 @@ def bus(kafka: ApacheKafka, caplog: pytest.LogCaptureFixture) -> Iterator[Bus]:
     yield bus
     bus.close()
     gc.collect()  # while this test's filter is in force
+
+
+def test_it_is_the_kafka_that_compose_deploys(jars: str) -> None:
+    assert f"kafka_2.13-{version()}.jar" in jars
 
 
 def test_it_makes_missing_topics_and_knows_each_of_them_from_the_first_answer(bus: Bus) -> None:
