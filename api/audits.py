@@ -14,16 +14,24 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as Grid
 
-from api.report import headers
 from api.stack import stack
+from infra.analytics import AnalyticsUnavailable
+from infra.audit.findings import AuditBusy
+from infra.audit.rebuild import SwitchContended
 from infra.audit.rebuild import rebuild as rebuild_projection
+from infra.audit.state import StreamUnknown
 from infra.audit.state import state as state_of
 from infra.audit.verify import verify as verify_all
 from infra.engines.footprint import pss_bytes, tree
+from infra.runtime import Runtime
 from infra.settings import Settings
+from projections.registry import UnknownProjection
 
 out = Console()
 err = Console(stderr=True)
+EXPECTED = (AnalyticsUnavailable, AuditBusy, StreamUnknown, SwitchContended, UnknownProjection)
+PARKED_SHOWN = 50
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else there.")]
 
 
@@ -115,7 +123,7 @@ def state(
     Example: counterfoil state pool-84077 --tenant demo --at 5000
     """
     with stack(Settings(), err.print) as system:
-        found = asyncio.run(state_of(system.runtime, stream, tenant, at))
+        found = asyncio.run(state_of(system.runtime, stream, tenant=tenant, at=at))
     if as_json:
         print(json.dumps(found.as_json(), default=str))  # noqa: T201
     else:
@@ -129,9 +137,7 @@ def doctor(as_json: Json = False) -> None:
     """
     with stack(Settings(), err.print) as system:
         ready = httpx.get(f"{system.api}/ready", timeout=30).json()
-        parked = httpx.get(
-            f"{system.api}/api/v1/parked", headers=headers(system.runtime, "demo"), timeout=30
-        ).json()
+        parked = asyncio.run(_parked(system.runtime))
         pids = {"supervisor": system.running.pid, **system.running.children}
         memory = {
             name: pss_bytes({pid} if name == "supervisor" else tree(pid)) >> 20 for name, pid in pids.items()
@@ -149,5 +155,20 @@ def doctor(as_json: Json = False) -> None:
             f"engines: {ready['engines']}; log at {ready['position']}, relayed through {ready['through']}"
         )
         out.print("memory (MiB, PSS): " + ", ".join(f"{name} {mib}" for name, mib in memory.items()))
+        for fact in parked:
+            out.print(
+                f"parked: {fact['stream']} at {fact['position']} for {fact['projection']}: {fact['reason']}",
+                markup=False,
+                soft_wrap=True,
+            )
         out.print(f"status: {ready['status']}")
     raise typer.Exit(0 if ready["status"] == "ready" else 1)
+
+
+async def _parked(runtime: Runtime) -> list[dict[str, Any]]:
+    """The oldest parked facts of all tenants."""
+    ledger = runtime.ledger()
+    try:
+        return await ledger.parked(PARKED_SHOWN)
+    finally:
+        await ledger.close()

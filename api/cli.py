@@ -65,19 +65,24 @@ class Failed(Exception):
     """Said to the user in one paragraph; the exit code is 1."""
 
 
+EXPECTED = (
+    BadSetting,
+    BadFile,
+    EngineFault,
+    Failed,
+    LogUnavailable,
+    MigrationChanged,
+    ReportUnavailable,
+    *audits.EXPECTED,
+)
+"""What can go wrong with the user's input or machine; everything else is a bug, with its stack."""
+
+
 def main() -> None:
     """Run the program. Expected failures are a sentence on standard error, not a stack trace."""
     try:
         app(standalone_mode=True)
-    except (
-        BadSetting,
-        BadFile,
-        EngineFault,
-        Failed,
-        LogUnavailable,
-        MigrationChanged,
-        ReportUnavailable,
-    ) as no:
+    except EXPECTED as no:
         err.print(f"counterfoil: {no}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -169,25 +174,37 @@ def _become(module: str) -> NoReturn:
 
 @app.command()
 def relay() -> None:
-    """Carry facts from the log to the broker, as this process."""
+    """Carry facts from the log to the broker, as this process.
+
+    Example: counterfoil relay
+    """
     _become("streams.relay")
 
 
 @app.command()
 def worker() -> None:
-    """Keep read models and reactions up to date, as this process."""
+    """Keep read models and reactions up to date, as this process.
+
+    Example: counterfoil worker
+    """
     _become("streams.app")
 
 
 @app.command()
 def deadlines() -> None:
-    """Issue commands when they are due, as this process."""
+    """Issue commands when they are due, as this process.
+
+    Example: counterfoil deadlines
+    """
     _become("streams.deadlines")
 
 
 @app.command("migrate")
 def migrate_() -> None:
-    """Bring Postgres and ClickHouse up to this program. Needs COUNTERFOIL_POSTGRES_DSN."""
+    """Bring Postgres and ClickHouse up to this program. Needs COUNTERFOIL_POSTGRES_DSN.
+
+    Example: counterfoil migrate
+    """
     prepare(Settings())
     err.print("the stores are up to date")
 

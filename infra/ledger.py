@@ -188,6 +188,16 @@ class Ledger:
         through = (await self.relayed())[0]
         return through if row is None or row[0] is None else min(int(row[0]), through)
 
+    async def parked(self, limit: int) -> list[dict[str, Any]]:
+        """The oldest facts that some follower could not take, of all tenants."""
+        conn = await self.open()
+        cursor = await conn.execute(
+            "SELECT engine, name, stream, position, reason FROM parked ORDER BY position, name LIMIT %s",
+            (limit,),
+        )
+        names = ("engine", "projection", "stream", "position", "reason")
+        return [dict(zip(names, row, strict=True)) for row in await cursor.fetchall()]
+
     # ── what is due ───────────────────────────────────────────────────────────────────────────────
 
     async def due(self, limit: int) -> list[Due]:

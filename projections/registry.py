@@ -16,6 +16,10 @@ PROJECTIONS: tuple[Projection, ...] = (
 )
 
 
+class UnknownProjection(LookupError):
+    """No projection has this name."""
+
+
 def projections_in(engine: Engine) -> tuple[Projection, ...]:
     """Those that fill at least one table of the engine."""
     return tuple(projection for projection in PROJECTIONS if projection.tables_in(engine))
@@ -26,4 +30,4 @@ def projection_named(name: str) -> Projection:
         if projection.name == name:
             return projection
     known = ", ".join(projection.name for projection in PROJECTIONS)
-    raise LookupError(f"no projection is named {name!r}; there are {known}")
+    raise UnknownProjection(f"no projection is named {name!r}; there are {known}")

@@ -201,6 +201,7 @@ async def main(runtime: Runtime) -> None:
             await asyncio.wait_for(app.stop(), STOP_S_MAX)
         except TimeoutError:
             log.warning("Faust does not stop")
+        await ledger.close()
 
 
 async def filled_broker(ledger: Ledger) -> str:

@@ -10,11 +10,12 @@ from streams.topics import PARTITIONS, topic_of
 
 LEDGER = "0"
 RECORD = (
-    "A run of one partition's facts, big-endian: format (8 bits, 1), after (64), last (64), count (32); "
-    "then for each fact: position (64), version (64), sizes of stream and name (16 each), size of state (32), "
-    "stream, name, state. It holds all of the partition's facts with positions in (after, last]; whoever has "
-    "come less far than `after` reads the gap from the log. A state is 14 bytes of header (recorded time in "
-    "microseconds 64, number 16, class version 16, size of the envelope 16), the envelope and the fact as JSON."
+    "A run of one partition's facts, big-endian: format (8 bits, 1), after (64), last (64), count (32);"
+    " then for each fact: position (64), version (64), sizes of stream and name (16 each), size of state"
+    " (32), stream, name, state. It holds all of the partition's facts with positions in (after, last];"
+    " whoever has come less far than `after` reads the gap from the log. A state is 14 bytes of header"
+    " (recorded time in microseconds 64, number 16, class version 16, size of the envelope 16), the"
+    " envelope and the fact as JSON."
 )
 
 
@@ -51,7 +52,10 @@ def document() -> dict[str, Any]:
                     "name": "run",
                     "contentType": "application/octet-stream",
                     "payload": {"type": "string", "format": "binary", "description": RECORD},
-                    "x-facts": {name: f"events/{name}.v{EVENTS[name].class_version}.json" for name in sorted(EVENTS)},
+                    "x-facts": {
+                        name: f"events/{name}.v{event.class_version}.json"
+                        for name, event in sorted(EVENTS.items())
+                    },
                 }
             }
         },

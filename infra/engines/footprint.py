@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -12,14 +11,14 @@ KIB = 1024
 def tree(root: int) -> set[int]:
     """The process and all of its descendants, as far as they live."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
             try:
-                with open(f"/proc/{name}/stat", "rb") as stat:
-                    parent = int(stat.read().rpartition(b")")[2].split()[1])
+                stat = (process / "stat").read_bytes()
             except OSError:  # gone in the meantime
                 continue
-            children.setdefault(parent, []).append(int(name))
+            parent = int(stat.rpartition(b")")[2].split()[1])
+            children.setdefault(parent, []).append(int(process.name))
     found, waiting = set(), [root]
     while waiting:
         pid = waiting.pop()

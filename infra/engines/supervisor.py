@@ -92,10 +92,11 @@ class _House:
         settings = self._settings.model_copy(update=self._addresses.model_dump(exclude={"api"}))
         await asyncio.to_thread(migrate, settings)
         api = f"http://{self._settings.api_host}:{port}"
-        self._addresses = self._addresses.model_copy(update={"api": api})
-        started = [self._start_role(role, port) for role in roles]
+        addresses = self._addresses.model_copy(update={"api": api})
+        started = [self._start_role(role, port, addresses) for role in roles]
         for child in started:
             await child.first_answer()
+        self._addresses = addresses  # told only now: whoever reads `up.json` may call at once
         self._tell()
         on_ready(self._addresses)
         await asyncio.gather(*self._keepers)
@@ -134,7 +135,7 @@ class _House:
         self._addresses = self._addresses.model_copy(update=server.setting())
         self._tell()
 
-    def _start_role(self, role: Role, port: int) -> Child:
+    def _start_role(self, role: Role, port: int, addresses: Addresses) -> Child:
         variables = environment(self._running()) | {f"{PREFIX}API_PORT": str(port)} | role.environment
         asked = role.ready
         child = Child(
@@ -142,7 +143,7 @@ class _House:
             command=Command(tethered(role.argv, parent_pid=os.getpid()), os.environ | variables, Path.cwd()),
             log=self._logs / f"{role.name}.log",
             grace_s=role.grace_s,
-            ready=(lambda _pid: asked(self._addresses)) if asked else None,
+            ready=(lambda _pid: asked(addresses)) if asked else None,
             changed=self._tell,
         )
         self._keep(child, "role")

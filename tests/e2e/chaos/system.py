@@ -70,6 +70,16 @@ class System:
                 stderr=log,
             )
 
+    def join_ready(self, name: str, *module: str) -> None:
+        """A worker, and wait until its group has let it in."""
+        log = self.home / "logs" / f"{name}.log"
+        before = log.stat().st_size if log.exists() else 0
+        self.join(name, *module)
+        deadline = time.monotonic() + UP_S_MAX
+        while b"Worker ready" not in log.read_bytes()[before:]:
+            assert time.monotonic() < deadline, tail(log)
+            time.sleep(0.1)
+
     def leave(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         process = self.extra.pop(name)
         process.send_signal(number)
