@@ -50,6 +50,8 @@ SAMPLES_MAX = 900
 T = TypeVar("T")
 log = logging.getLogger("counterfoil.queries")
 
+TENANT = "SELECT set_config('counterfoil.tenant', %s, true)"
+"""For this transaction only: row-level security shows no other tenant's rows."""
 DESK = """
 SELECT h.position, h.epoch, r.through, r.lease_until > clock_timestamp(),
   (SELECT coalesce(json_agg(json_build_array(topic, partition, last_position)), '[]') FROM relay_head
@@ -58,8 +60,7 @@ SELECT h.position, h.epoch, r.through, r.lease_until > clock_timestamp(),
   (SELECT coalesce(json_agg(json_build_array(engine, name, version, topic, partition, position)), '[]')
      FROM checkpoints),
   (SELECT coalesce(json_agg(json_build_array(engine, name, tenant, facts)), '[]') FROM
-      (SELECT engine, name, split_part(stream, '/', 1) AS tenant, count(*) AS facts FROM parked
-        GROUP BY 1, 2, 3) p)
+      parked_counts)
   FROM head h, relay r
 """
 PROGRESS = (
@@ -372,7 +373,8 @@ class Queries:
         position, engine, name = after
         values = {"tenant": tenant, "position": position, "engine": engine, "name": name, "limit": limit}
         try:
-            async with self.pool.connection() as conn:
+            async with self.pool.connection() as conn, conn.transaction():
+                await conn.execute(TENANT, (tenant,))
                 return await _fetch(conn, PARKED, values, ParkedRow)
         except DATABASE_FAULTS as lost:
             raise StoreUnavailable("postgres") from lost
@@ -514,7 +516,7 @@ class Queries:
         """One repeatable-read transaction, in which the tenant is set and no other's rows exist."""
         try:
             async with self.pool.connection() as conn, conn.transaction():
-                await conn.execute("SELECT set_config('counterfoil.tenant', %s, true)", (tenant,))
+                await conn.execute(TENANT, (tenant,))
                 if stream is not None:
                     for name, _ in queries[0].reads:
                         found = await conn.execute(PARKED_STREAM, (name, f"{tenant}/{stream}"))

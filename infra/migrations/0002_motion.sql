@@ -57,6 +57,17 @@ CREATE TABLE due (                                  -- deadlines: commands to is
 );
 CREATE INDEX due_at ON due (at);
 
+-- A parked fact is its tenant's business; how many there are is everybody's who shows what is complete.
+ALTER TABLE parked ENABLE ROW LEVEL SECURITY;
+ALTER TABLE parked FORCE ROW LEVEL SECURITY;
+CREATE POLICY owner_all ON parked TO counterfoil_owner USING (true) WITH CHECK (true);
+CREATE POLICY worker_all ON parked TO counterfoil_worker USING (true) WITH CHECK (true);
+CREATE POLICY app_own_tenant ON parked FOR SELECT TO counterfoil_app
+    USING (split_part(stream, '/', 1) = current_setting('counterfoil.tenant', true));
+CREATE VIEW parked_counts AS                        -- with its owner's rights, on purpose
+SELECT engine, name, split_part(stream, '/', 1) AS tenant, count(*) AS facts FROM parked GROUP BY 1, 2, 3;
+GRANT SELECT ON parked_counts TO counterfoil_app, counterfoil_worker;
+
 GRANT SELECT ON relay, relay_head, projections, checkpoints, parked TO counterfoil_app;
 GRANT SELECT, INSERT, UPDATE, DELETE
     ON relay, relay_head, projections, checkpoints, parked, due TO counterfoil_worker;
