@@ -72,9 +72,19 @@ class Proxy:
         writer.close()
 
     def run(self) -> None:
+        """Until `stop`; everything it opened is closed."""
         asyncio.set_event_loop(self.loop)
-        self.loop.run_until_complete(asyncio.start_server(self._serve, LOOPBACK, self.port))
+        server = self.loop.run_until_complete(asyncio.start_server(self._serve, LOOPBACK, self.port))
         self.loop.run_forever()
+        server.close()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0.05))
+        self.loop.close()
+
+    def stop(self) -> None:
+        self.cut()
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
 
 @contextmanager
@@ -88,7 +98,6 @@ def proxied(broker: ProxiedBroker, chance: random.Random) -> Iterator[Proxy]:
     try:
         yield proxy
     finally:
-        proxy.cut()
-        proxy.loop.call_soon_threadsafe(proxy.loop.stop)
+        proxy.stop()
         thread.join(5)
         broker.stop()
