@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -72,11 +73,13 @@ class Ledger:
     def __init__(self, dsn: str, schema: str) -> None:
         self.dsn, self.schema = dsn, schema
         self.live: psycopg.AsyncConnection[Any] | None = None
+        self.opening = asyncio.Lock()
 
     async def open(self) -> psycopg.AsyncConnection[Any]:
-        if self.live is None or self.live.closed:
-            self.live = await connect(self.dsn, self.schema)
-        return self.live
+        async with self.opening:
+            if self.live is None or self.live.closed:
+                self.live = await connect(self.dsn, self.schema)
+            return self.live
 
     async def close(self) -> None:
         if self.live is not None:

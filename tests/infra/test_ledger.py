@@ -73,6 +73,16 @@ def test_one_contexts_facts_are_those_of_its_name_and_no_longer_one(settings: Se
     go(story())
 
 
+def test_two_that_ask_at_once_share_one_connection(settings: Settings) -> None:
+    async def story() -> None:
+        following = ledger(settings)
+        one, other = await asyncio.gather(following.open(), following.open())
+        assert one is other
+        await following.close()
+
+    go(story())
+
+
 def test_a_lost_connection_is_opened_again(settings: Settings) -> None:
     async def story() -> None:
         following = ledger(settings)

@@ -47,7 +47,7 @@ def test_the_histories_come_to_every_fact_there_is() -> None:
     seen: set[str] = set()
 
     @given(taken=steps)
-    @settings(max_examples=150, phases=[Phase.generate], deadline=None, database=None, derandomize=True)
+    @settings(max_examples=250, phases=[Phase.generate], deadline=None, database=None, derandomize=True)
     def look(taken: Steps) -> None:
         seen.update(fact.event.name for fact in facts_of(history(taken)))
 
@@ -84,7 +84,7 @@ BROKEN = Projection("last_orders", (OrderPlaced,), (LAST_ORDERS,), last_order)
 
 def test_a_row_that_several_streams_put_is_caught() -> None:
     @given(taken=steps, seed=st.integers(0, 2**32))
-    @settings(max_examples=500, phases=[Phase.generate], deadline=None, database=None, derandomize=True)
+    @settings(max_examples=200, phases=[Phase.generate], deadline=None, database=None, derandomize=True)
     def hold(taken: Steps, seed: int) -> None:
         facts = facts_of(history(taken))
         assert tables(BROKEN, interleaved(facts, random.Random(seed))) == tables(BROKEN, facts)

@@ -457,7 +457,7 @@ def test_draining_goes_past_whatever_still_fails(sold: Line, monkeypatch: pytest
 
 
 def test_whoever_drains_waits_for_another_that_does(sold: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One has the fix and the other not yet: what the first leaves parked is not overtaken by what is behind."""
+    """One has the fix, the other not yet: what the first leaves parked, nothing behind it overtakes."""
     monkeypatch.setattr(projector_module, "DRAIN_MAX", 2)
 
     async def story() -> None:
@@ -477,7 +477,7 @@ def test_whoever_drains_waits_for_another_that_does(sold: Line, monkeypatch: pyt
             draining = asyncio.ensure_future(two.drain())
             await asyncio.sleep(0.2)
             gate.opened.set()
-            assert await asyncio.gather(failing, draining) == [0, 6]
+            assert tuple(await asyncio.gather(failing, draining)) == (0, 6)
             assert new.taken == sorted(new.taken)
         sold.agrees(projections=[p for p in PROJECTIONS if p.name == "ordering"])
 
