@@ -74,7 +74,7 @@ clean: ## remove .venv and caches; a ledger (.counterfoil) is never touched
 	fi
 	@awk '/^uv==/ { on = 1 } on { print; if (!/\\$$/) exit }' requirements.lock > .venv/uv.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
-	@$(UV) pip install --python $(BIN)/python --require-hashes --constraint requirements.lock \
+	@$(UV) pip install --python $(BIN)/python --compile-bytecode --require-hashes --constraint requirements.lock \
 	    -r pyproject.toml $(EXTRAS:%=--extra %)
 	@$(UV) pip install --python $(BIN)/python --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -224,7 +224,8 @@ class Watch(Generic[T]):
             self.begun += 1
             began = clock()
             try:
-                self.value = await asyncio.wait_for(self.look(), LOOK_S_MAX)
+                async with asyncio.timeout(LOOK_S_MAX):  # not wait_for: in Python 3.11 it can lose a cancel
+                    self.value = await self.look()
                 self.looked_at = began
             except (*DATABASE_FAULTS, AnalyticsUnavailable, TimeoutError, OSError) as lost:
                 if self.value is not None or self.begun == 1:
@@ -237,8 +238,9 @@ class Watch(Generic[T]):
                 self.ended = self.begun
                 self.news.notify_all()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), RETRY_S if self.value is None else IDLE_S)
-                await asyncio.sleep(began + self.pace_s - clock())
+                async with asyncio.timeout(RETRY_S if self.value is None else IDLE_S):
+                    await self.wake.wait()
+            await asyncio.sleep(began + self.pace_s - clock())
 
     async def next(self) -> T:
         """A look that begins after now. Raises StoreUnavailable."""
@@ -496,7 +498,8 @@ class Queries:
             return False
         host, _, port = self.kafka.split(",")[0].rpartition(":")
         try:
-            _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), 1.0)
+            async with asyncio.timeout(1.0):
+                _, writer = await asyncio.open_connection(host, int(port))
         except (OSError, TimeoutError):
             return False
         writer.close()
@@ -550,7 +553,8 @@ class Queries:
         }
         texts = [_for_clickhouse(desk, query) for query in queries]
         try:
-            client = await asyncio.wait_for(self.free.get(), QUERY_S_MAX)
+            async with asyncio.timeout(QUERY_S_MAX):
+                client = await self.free.get()
         except TimeoutError:
             raise StoreUnavailable("clickhouse") from None
         work = asyncio.get_running_loop().run_in_executor(
@@ -558,7 +562,8 @@ class Queries:
         )
         work.add_done_callback(partial(_give_back, self.free, client))
         try:
-            answers = await asyncio.wait_for(asyncio.shield(work), QUERY_S_MAX)
+            async with asyncio.timeout(QUERY_S_MAX):
+                answers = await asyncio.shield(work)
         except (AnalyticsUnavailable, TimeoutError) as lost:
             raise StoreUnavailable("clickhouse") from lost
         return [

@@ -81,6 +81,8 @@ def run_role(name: str, main: Callable[[Runtime], Awaitable[None]]) -> None:
     """Run one role of the system as this process, until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s")
 
+    logging.getLogger("kafka").setLevel(logging.WARNING)  # it tells of every attempt, nine a second
+
     async def until_told() -> None:
         task = asyncio.ensure_future(main(Runtime(Settings())))
         loop = asyncio.get_running_loop()

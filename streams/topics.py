@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from infra.ledger import Place
 from infra.mapper import StoredFact
@@ -63,6 +64,7 @@ def pack(run: Run) -> bytes:
     return b"".join(parts)
 
 
+@lru_cache(maxsize=128)  # several feeds of one worker get the same record
 def unpack(topic: str, partition: int, record: bytes) -> Run:
     try:
         form, after, last, count = HEADER.unpack_from(record)

@@ -35,8 +35,10 @@ def ingest(made: System, part: Part, tenant: str = TENANT) -> dict[str, Any]:
 
 def measure(folder: Path, part: Part, rounds: int) -> tuple[Figure, Figure, Path]:
     """The rate, the memory, and the home of the last round for whoever can use it."""
-    rate = Figure("import", "import through commands, end to end to both read models", "lines/s", 5_000, True)
-    memory = Figure("memory", "PSS of the whole stack while importing", "MiB", 1_536, False)
+    count = f"{len(part.lines):,} lines"
+    what = f"import of {count} through commands, end to end to both read models"
+    rate = Figure("import", what, "lines/s", 5_000, True)
+    memory = Figure("memory", f"PSS of the whole stack while importing {count}", "MiB", 1_536, False)
     for nth in range(rounds):
         home = folder / f"import-{nth}"
         with system(home, *EVERYTHING) as made:

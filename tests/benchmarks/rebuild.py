@@ -35,7 +35,8 @@ def everything(made: System) -> list[Rebuilt]:
 
 def measure(folder: Path, part: Part, rounds: int, home: Path | None) -> Figure:
     """On the home of an import, or on one of its own."""
-    figure = Figure("rebuild", "rebuild of every read model from the log", "s", 60, False)
+    what = f"rebuild of every read model from the log of {len(part.lines):,} lines"
+    figure = Figure("rebuild", what, "s", 60, False)
     with system(home or folder / "rebuild", *ROLES) as made:
         if home is None:
             made.told(LOAD, str(part.file), TENANT)

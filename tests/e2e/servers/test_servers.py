@@ -219,7 +219,7 @@ def group(made: System) -> str:
 
 
 def acknowledged(made: System) -> int:
-    """Records that the workers' group has done with. After a rebalance Faust may say so late: it is a hint."""
+    """Records that the workers' group has done with. A hint: after a rebalance Faust may say so late."""
     with admin(made) as client:
         committed = client.list_group_offsets({group(made): None})[group(made)]
         return sum(each.offset for each in committed.values())
@@ -230,8 +230,10 @@ def places(client: KafkaAdminClient) -> list[object]:
 
 
 def members(made: System) -> list[int]:
-    """How many partitions each member of the workers' group has."""
+    """How many partitions each member of the workers' group has; none while it is still deciding."""
     with admin(made) as client:
-        found = client.describe_groups([group(made)])[group(made)]["members"]
-        assigned = [member["member_assignment"]["assigned_partitions"] for member in found]
+        found = client.describe_groups([group(made)])[group(made)]
+        if found["group_state"] != "Stable":
+            return []
+        assigned = [member["member_assignment"]["assigned_partitions"] for member in found["members"]]
         return [sum(len(each["partitions"]) for each in mine) for mine in assigned]
