@@ -484,6 +484,7 @@ class Queries:
     async def _look_at_progress(self) -> Marks:
         if self.looking is None or self.looking.done():  # one at a time, however long it hangs
             self.looking = asyncio.get_running_loop().run_in_executor(self.threads, self._progress)
+            self.looking.add_done_callback(_seen)
         return await asyncio.shield(self.looking)
 
     def _progress(self) -> Marks:
@@ -643,6 +644,11 @@ async def _answers(look: Awaitable[Any]) -> bool:
 
 
 def _give_back(free: asyncio.Queue[ClickHouse], client: ClickHouse, done: asyncio.Future[Any]) -> None:
-    if not done.cancelled():
-        done.exception()  # looked at: whoever asked may have left
+    _seen(done)
     free.put_nowait(client)
+
+
+def _seen(done: asyncio.Future[Any]) -> None:
+    """Whoever asked may have left, and asyncio complains of a failure that nobody looked at."""
+    if not done.cancelled():
+        done.exception()

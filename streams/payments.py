@@ -15,16 +15,17 @@ from streams.reactions import Deadline, Reaction
 def react(recorded: Recorded) -> list[Command | Deadline]:
     match recorded.event:
         case OrderPlaced(settled=True) as order:
-            return [_record(order.order_id, order.document.currency, order.exact_micro)]
+            return [_record("payment", order.order_id, order.document.currency, order.exact_micro)]
         case GoodsReturned() as back:
-            return [_record(back.return_id, back.document.currency, back.exact_micro)]
+            return [_record("refund", back.return_id, back.document.currency, back.exact_micro)]
         case _:
             return []
 
 
-def _record(paper: UUID, currency: str, exact_micro: int) -> RecordPayment:
+def _record(kind: str, paper: UUID, currency: str, exact_micro: int) -> RecordPayment:
+    """An order and a return may bear the same number, and so the same id: the kind tells them apart."""
     return RecordPayment(
-        payment_id=PaymentId(uuid5(paper, "payment")), paper=paper, currency=currency, exact_micro=exact_micro
+        payment_id=PaymentId(uuid5(paper, kind)), paper=paper, currency=currency, exact_micro=exact_micro
     )
 
 

@@ -47,8 +47,8 @@ class Figures:
     def _take(self, paper: OrderPlaced | GoodsReturned | AdjustmentRecorded | BadDebtAdjusted) -> None:
         document = paper.document
         for line in paper.lines:
-            if line.code in self.codes:
-                self.units[line.code] += line.quantity
+            if line.code in self.codes and not line.charge and not isinstance(paper, BadDebtAdjusted):
+                self.units[line.code] += line.quantity  # goods alone have units: what no pool moved has none
         if document.currency != self.currency:
             return
         net_micro = 0

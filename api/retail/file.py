@@ -46,6 +46,8 @@ LINES_MAX = 5_000_000
 """About 100 bytes of memory each: ten times a busy shop's year."""
 CODE_CHARS_MAX = 64
 TEXT_CHARS_MAX = 2_000
+NAME_CHARS_MAX = 200
+"""Of a customer or a country: read models have them in their keys."""
 PRICE_MICRO_MAX = 10**18
 """A trillion: far from what the books can carry, so that their own limit is only met by sums."""
 NUMBER_CHARS_MAX = 28
@@ -248,8 +250,15 @@ def _text(text: str) -> str:
     return trimmed
 
 
+def _name(text: str) -> str:
+    trimmed = _text(text)
+    if len(trimmed) > NAME_CHARS_MAX:
+        raise ValueError(f"longer than {NAME_CHARS_MAX} characters; shorten it")
+    return trimmed
+
+
 def _customer(text: str) -> str | None:
-    return _text(text) or None
+    return _name(text) or None
 
 
 def _quantity(text: str) -> int:
@@ -333,7 +342,7 @@ def _taker(names: list[str], invoices: dict[str, Invoice]) -> Callable[[list[str
     moment_of = Column("InvoiceDate", _moment)
     price_micro_of = Column("UnitPrice", _price_micro)
     customer_of = Column("CustomerID", _customer)
-    country_of = Column("Country", _text)
+    country_of = Column("Country", _name)
     pick = itemgetter(*map(names.index, COLUMNS))
 
     def take(row: list[str], line: int) -> None:

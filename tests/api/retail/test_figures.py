@@ -140,10 +140,14 @@ def naive(rows: list[dict[str, str]]) -> dict[str, Any]:
         if row["CustomerID"]:
             totals["top_customers"][row["CustomerID"]] += amount
     numbers = {row["InvoiceNo"] for row in rows}
-    returns = {number for number in numbers if number[0] == "C" and number[1:].isdigit()}
-    debts = {number for number in numbers if number[0] == "A" and number[1:].isdigit()}
+    returns = {number for number in numbers if number[0] == "C"}
+    debts = {number for number in numbers if number[0] == "A"}
     sold = {row["InvoiceNo"] for row in rows if int(row["Quantity"]) > 0}
-    units = sum(int(row["Quantity"]) for row in rows if row["StockCode"].strip() == "84077")
+    units = sum(
+        int(row["Quantity"])
+        for row in rows
+        if row["StockCode"].strip() == "84077" and row["InvoiceNo"] not in debts
+    )
     return {
         "lines": len(rows),
         "orders": len(sold - returns - debts),

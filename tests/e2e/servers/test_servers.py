@@ -4,6 +4,15 @@ As infra/deploy deploys it: the node's properties are compose.yaml's, the roles 
 every role has an address of its own. Only ClickHouse is the embedded one, because no package brings a server
 that is recent enough. Each test imports a part of December 2010 while something happens, and then asks for
 everything that has to hold (tests/e2e/chaos/judge.py); the last one imports the whole month.
+
+What was found, and holds for any Kafka (3.9.1, defaults but for compose.yaml's):
+- Session timeout of workers: 6 s is the least a broker takes (group.min.session.timeout.ms) and held on two
+  cores at a load of 15; 30 s is deployed, because it costs nothing. A dead worker's partitions move when its
+  replacement joins, at the latest after 10 s (broker_rebalance_timeout in streams/app.py), and until then the
+  others read them from the log, a second or two late.
+- A node that was killed waits for the end of its own last session: 9 s by default, 3 s in these tests.
+- A topic that was just made has no id for a moment, and a deleted one costs the relay its 15 s of delivery.
+- Offsets are a hint: after a rebalance Faust commits a quiet partition's only with its next record.
 """
 
 from __future__ import annotations
