@@ -32,8 +32,8 @@ from infra.eventstore import LogUnavailable
 
 NAMESPACE = UUID("0f0a4a1e-6d0b-5c5e-8b57-3f6a5d6e9c11")
 """Of the ids of imported papers: a constant of the format, never to change."""
-RETURN = re.compile(r"C.+")
-DEBT = re.compile(r"A.+")
+RETURN = re.compile(r"C.*")
+DEBT = re.compile(r"A.*")
 """As the tills write them, with a capital. Anything else, `c536379` too, is an order."""
 CHARGES = frozenset(
     {

@@ -113,7 +113,7 @@ def log() -> MemoryLog:
             [("invoice-1", PlaceOrder), ("invoice-1-stock", AdjustStock)],
         ),
         (invoice("c536379", sale(quantity=-1)), [("invoice-c536379", AdjustStock)]),
-        (invoice("CASH7", sale()), [("invoice-CASH7", PlaceOrder)]),
+        (invoice("TILL7", sale()), [("invoice-TILL7", PlaceOrder)]),
         (invoice("A", sale()), [("invoice-A", PlaceOrder)]),
     ],
     ids=lambda value: value.number if isinstance(value, Invoice) else "",
