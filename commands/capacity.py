@@ -100,9 +100,9 @@ class ExpireHold(PoolCommand, permission=Permission.PLACES_HOLD):
 
     def decide(self, at: Moment, *, pool: Pool) -> Sequence[Event]:
         hold = pool.holds.get(self.hold_id)
-        if hold is None:
+        if hold is None and self.hold_id not in pool.dead:
             return []
-        if hold.expires_at > at.now:
+        if hold is not None and hold.expires_at > at.now:
             raise HoldAlive(f"until {hold.expires_at.isoformat()}")
         return [HoldExpired(pool=self.pool, hold_id=self.hold_id, at=at.now)]
 

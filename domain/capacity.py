@@ -129,6 +129,8 @@ class Pool:
     used: int = 0
     """Taken and confirmed, less returned, less what adjustments added."""
     holds: dict[HoldId, Hold] = field(default_factory=dict)
+    dead: set[HoldId] = field(default_factory=set)
+    """Past their deadline, and their end not on record yet: no rule but that of `ExpireHold` reads them."""
 
     def apply(self, event: Event) -> None:
         match event:
@@ -149,11 +151,13 @@ class Pool:
                 self._bury(event.at)
             case HoldReleased() | HoldExpired():
                 self.holds.pop(event.hold_id, None)
+                self.dead.discard(event.hold_id)
                 self._bury(event.at)
 
     def _bury(self, at: datetime) -> None:
         for hold_id in [hold_id for hold_id, hold in self.holds.items() if hold.expires_at <= at]:
             del self.holds[hold_id]
+            self.dead.add(hold_id)
 
     def require_open(self, pool: Code) -> None:
         if not self.open:

@@ -121,9 +121,17 @@ def test_there_is_nothing_to_say_of_a_hold_that_ended_before() -> None:
         confirmed(at=after(1)),
         HoldReleased(pool="seats", hold_id=H1, at=after(1)),
         HoldExpired(pool="seats", hold_id=H1, at=after(60)),
-        held(H2, 1, at=after(60), until_s=99),  # buries what is dead at its own time
     ):
         given(TEN, held(), end).when(EXPIRE, at=after(100)).nothing()
+
+
+def test_each_of_several_holds_that_die_together_is_put_on_record() -> None:
+    one = HoldExpired(pool="seats", hold_id=H1, at=after(60))
+    other = HoldExpired(pool="seats", hold_id=H2, at=after(60))
+    both = (TEN, held(), held(H2, 1))
+    given(*both, other).when(EXPIRE, at=after(60)).then(one)
+    given(*both, other, one).when(EXPIRE, at=after(61)).nothing()
+    given(TEN, held(), held(H2, 1, at=after(60), until_s=99)).when(EXPIRE, at=after(60)).then(one)
 
 
 def test_a_confirmed_hold_is_sold_for_good() -> None:
