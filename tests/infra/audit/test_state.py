@@ -27,7 +27,7 @@ def test_a_pool_is_told_as_it_was_at_each_position(shop: Shop) -> None:
     assert len(now["states"]["Pool"]["holds"]) == 2
     first, second = (fact["position"] for fact in now["facts"][:2])
     assert told(shop, "pool-hall", first)["states"]["Pool"] == {
-        "open": True, "capacity": 10, "used": 0, "holds": {},
+        "open": True, "capacity": 10, "used": 0, "holds": {}, "dead": [],
     }  # fmt: skip
     then = told(shop, "pool-hall", second)
     assert (then["version"], then["position"], then["at"]) == (2, second, second)
