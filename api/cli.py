@@ -257,10 +257,10 @@ def bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def _tenant(name: str) -> str:
+def _tenant(name: str) -> None:
+    """Raises Failed for a name that no tenant can have, before any engine is started for it."""
     if not re.fullmatch(TENANT_PATTERN, name):
         raise Failed(f"--tenant {name!r}: use lower-case letters, digits, - and _, at most 63")
-    return name
 
 
 def _import(system: Stack, file: Path, tenant: str, currency: str, until: date | None) -> Summary:
@@ -313,8 +313,9 @@ def import_retail(
 
     Example: counterfoil import retail lines.csv.gz --tenant shop
     """
+    _tenant(tenant)
     with stack(Settings(), err.print) as system:
-        summary = _import(system, file, _tenant(tenant), currency, until.date() if until else None)
+        summary = _import(system, file, tenant, currency, until.date() if until else None)
         if wait:
             _catch_up(system)
     if as_json:
@@ -337,8 +338,9 @@ def report_retail(
 
     Example: counterfoil report retail --tenant shop --json
     """
+    _tenant(tenant)
     with stack(Settings(), err.print) as system:
-        found = report(system.api, system.runtime, _tenant(tenant), currency, units or ["84077"])
+        found = report(system.api, system.runtime, tenant, currency, units or ["84077"])
     if as_json:
         print(json.dumps(found, ensure_ascii=False))  # noqa: T201
     else:
