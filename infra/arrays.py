@@ -72,7 +72,7 @@ class Array:
                 parts = self.parts(values)
             return b"".join(chain((HEAD.pack(1, nulls, self.element_oid, count, 1),), parts))
         except UNWRITABLE as broken:
-            raise psycopg.DataError(f"{type(self).__name__}: {broken}") from broken
+            raise psycopg.DataError(f"out of range of {type(self).__name__}: {broken}") from broken
 
     def _one(self, value: Any) -> bytes:
         return NULL if value is None else b"".join(self.parts((value,)))

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from infra.arrays import Array, Bools, Instants, Ints4, Ints8, Locals, Numerics, Texts, Uuids
 from infra.ledger import Ledger, Place
 from infra.mapper import StoredFact
 from infra.sinks import Follower, Held, Reached, Refused, Taken, Wanted
@@ -27,6 +28,15 @@ TYPES: dict[Kind, str] = {
     "uuid": "uuid",
     "instant": "timestamptz",
     "local": "timestamp",
+}
+ARRAYS: dict[Kind, type[Array]] = {
+    "text": Texts,
+    "int": Ints8,
+    "big": Numerics,
+    "bool": Bools,
+    "uuid": Uuids,
+    "instant": Instants,
+    "local": Locals,
 }
 
 
@@ -96,10 +106,13 @@ def define(conn: psycopg.Connection[Any], projections: Iterable[Projection]) -> 
 # ── statements ────────────────────────────────────────────────────────────────────────────────────
 
 
-def _arrays(columns: Sequence[Column], extra: Sequence[str] = ()) -> str:
-    return ", ".join(
-        [f"%b::{TYPES[column.kind]}[]" for column in columns] + [f"%b::{each}[]" for each in extra]
-    )
+def _holes(count: int) -> str:
+    return ", ".join(["%b"] * count)
+
+
+@lru_cache(maxsize=1_000)
+def _kinds(columns: tuple[Column, ...]) -> tuple[type[Array], ...]:
+    return tuple(ARRAYS[column.kind] for column in columns)
 
 
 def _same_key(table: Table, left: str, right: str) -> str:
@@ -120,7 +133,7 @@ def _upsert(table: Table, version: int) -> str:
     updates = ", ".join(f'"{name}" = excluded."{name}"' for name in rest)
     return (
         f"INSERT INTO {physical(table, version)} ({_list(c.name for c in table.columns)})"
-        f" SELECT * FROM unnest({_arrays(table.columns)}) ON CONFLICT ({_list(table.whole_key)})"
+        f" SELECT * FROM unnest({_holes(len(table.columns))}) ON CONFLICT ({_list(table.whole_key)})"
         f" DO {f'UPDATE SET {updates}' if rest else 'NOTHING'}"
     )
 
@@ -130,7 +143,7 @@ def _remove(table: Table, version: int) -> str:
     keys = _key_columns(table)
     return (
         f"DELETE FROM {physical(table, version)} t"
-        f" USING unnest({_arrays(keys)}) d({_list(c.name for c in keys)})"
+        f" USING unnest({_holes(len(keys))}) d({_list(c.name for c in keys)})"
         f" WHERE {_same_key(table, 't', 'd')}"
     )
 
@@ -140,7 +153,7 @@ def _close(table: Table, version: int) -> str:
     keys = _key_columns(table)
     return (
         f"UPDATE {past(table, version)} t SET to_position = d.at"
-        f" FROM unnest({_arrays(keys, ('bigint',))}) d({_list(c.name for c in keys)}, at)"
+        f" FROM unnest({_holes(len(keys) + 1)}) d({_list(c.name for c in keys)}, at)"
         f" WHERE {_same_key(table, 't', 'd')} AND t.to_position IS NULL"
     )
 
@@ -150,32 +163,28 @@ def _open(table: Table, version: int) -> str:
     return (
         f"INSERT INTO {past(table, version)}"
         f" ({_list(c.name for c in table.columns)}, from_position, to_position)"
-        f" SELECT * FROM unnest({_arrays(table.columns, ('bigint', 'bigint'))})"
-    )
-
-
-@lru_cache(maxsize=1_000)
-def _sum(table: Table, version: int) -> str:
-    columns, name = _sum_columns(table), physical(table, version)
-    updates = ", ".join(f'"{each}" = {name}."{each}" + excluded."{each}"' for each in table.sums)
-    return (
-        f"INSERT INTO {name} ({_list(c.name for c in columns)}) SELECT * FROM unnest({_arrays(columns)})"
-        f" ON CONFLICT ({_list(table.whole_key)}) DO UPDATE SET {updates}"
+        f" SELECT * FROM unnest({_holes(len(table.columns) + 2)})"
     )
 
 
 @lru_cache(maxsize=1_000)
 def _move(table: Table, version: int) -> str:
-    columns = _sum_columns(table)
+    """Keep the moves, and add them up: one statement, so that nothing but the moves is sent."""
+    columns, name = _sum_columns(table), physical(table, version)
+    key, names = _list(table.whole_key), _list(c.name for c in columns)
+    updates = ", ".join(f'"{each}" = {name}."{each}" + excluded."{each}"' for each in table.sums)
+    totals = ", ".join(f'sum("{each}")' for each in table.sums)
     return (
-        f"INSERT INTO {past(table, version)} ({_list(c.name for c in columns)}, from_position)"
-        f" SELECT * FROM unnest({_arrays(columns, ('bigint',))})"
+        f"WITH moved AS (INSERT INTO {past(table, version)} ({names}, from_position)"
+        f" SELECT * FROM unnest({_holes(len(columns) + 1)}) RETURNING {names})"
+        f" INSERT INTO {name} ({names}) SELECT {key}, {totals} FROM moved GROUP BY {key} ORDER BY {key}"
+        f" ON CONFLICT ({key}) DO UPDATE SET {updates}"
     )
 
 
-def _columnar(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    columns = [list(column) for column in zip(*rows, strict=True)]
-    return columns or [[] for _ in range(width)]
+def _columnar(kinds: Sequence[type[Array]], rows: Sequence[Sequence[Any]]) -> list[Array]:
+    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
+    return [kind(column) for kind, column in zip(kinds, columns, strict=True)]
 
 
 # ── one table's share of a batch ──────────────────────────────────────────────────────────────────
@@ -212,41 +221,36 @@ class PutBatch:
         self.lives[key, position] = [*row, position, None]
 
     async def write(self, conn: psycopg.AsyncConnection[Any], version: int) -> None:
-        keys, width = len(self.table.whole_key), len(self.table.columns)
+        keys, whole = _kinds(_key_columns(self.table)), _kinds(self.table.columns)
         if rows := [row for row in self.last.values() if row is not None]:
-            await conn.execute(_upsert(self.table, version), _columnar(rows, width), binary=True)
+            await conn.execute(_upsert(self.table, version), _columnar(whole, rows), binary=True)
         if gone := [key for key, row in self.last.items() if row is None]:
-            await conn.execute(_remove(self.table, version), _columnar(gone, keys), binary=True)
+            await conn.execute(_remove(self.table, version), _columnar(keys, gone), binary=True)
         closes = [(*key, position) for key, position in self.closed.items()]
-        await conn.execute(_close(self.table, version), _columnar(closes, keys + 1), binary=True)
+        await conn.execute(_close(self.table, version), _columnar((*keys, Ints8), closes), binary=True)
         if self.lives:
-            opened = _columnar([tuple(row) for row in self.lives.values()], width + 2)
+            opened = _columnar((*whole, Ints8, Ints8), list(self.lives.values()))
             await conn.execute(_open(self.table, version), opened, binary=True)
 
 
 class SumBatch:
-    """Additions to one table: added up for each key, each fact's share kept as a move."""
+    """Additions to one table: each fact's share is kept as a move, and they are added up."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.totals: dict[tuple[Any, ...], list[int]] = {}
         self.moves: dict[tuple[Any, ...], list[int]] = {}
+        """What each fact added, by key and position."""
 
     def add(self, tenant: str, position: int, op: Add) -> None:
-        key = (tenant, *op.key)
-        total = self.totals.setdefault(key, [0] * len(self.table.sums))
-        move = self.moves.setdefault((key, position), [0] * len(self.table.sums))
-        for nth, name in enumerate(self.table.sums):
-            delta = op.deltas.get(name, 0)
-            total[nth] += delta
-            move[nth] += delta
+        where = (tenant, *op.key, position)
+        deltas = [op.deltas.get(name, 0) for name in self.table.sums]
+        move = self.moves.get(where)
+        self.moves[where] = deltas if move is None else list(map(sum, zip(move, deltas, strict=True)))
 
     async def write(self, conn: psycopg.AsyncConnection[Any], version: int) -> None:
-        width = len(_sum_columns(self.table))
-        totals = [(*key, *sums) for key, sums in sorted(self.totals.items())]
-        await conn.execute(_sum(self.table, version), _columnar(totals, width), binary=True)
-        moves = [(*key, *sums, position) for (key, position), sums in self.moves.items()]
-        await conn.execute(_move(self.table, version), _columnar(moves, width + 1), binary=True)
+        columns = _kinds(_sum_columns(self.table))
+        moves = [(*where[:-1], *sums, where[-1]) for where, sums in self.moves.items()]
+        await conn.execute(_move(self.table, version), _columnar((*columns, Ints8), moves), binary=True)
 
 
 def batches(taken: Iterable[Taken]) -> dict[Table, PutBatch | SumBatch]:
@@ -286,11 +290,11 @@ class PostgresUnit:
             for follower, places in wanted
             for topic, partition in places
         ]
-        columns = _columnar(rows, 4)
+        columns = _columnar((Texts, Ints4, Texts, Ints4), rows)
         for _ in range(2):
             cursor = await self.conn.execute(
                 "SELECT c.name, c.topic, c.partition, c.position FROM checkpoints c"
-                " JOIN unnest(%s::text[], %s::int[], %s::text[], %s::int[])"
+                " JOIN unnest(%s, %s, %s, %s)"
                 " w(name, version, topic, partition) USING (name, version, topic, partition)"
                 " WHERE c.engine = %s ORDER BY 1, 2, 3 FOR UPDATE OF c",
                 (*columns, self.engine),
@@ -381,11 +385,11 @@ class PostgresUnit:
         ]
         await self.conn.execute(
             "UPDATE checkpoints c SET position = w.position"
-            " FROM unnest(%s::text[], %s::int[], %s::text[], %s::int[], %s::bigint[])"
+            " FROM unnest(%s, %s, %s, %s, %s)"
             " w(name, version, topic, partition, position)"
             " WHERE (c.engine, c.name, c.version, c.topic, c.partition)"
             " = (%s, w.name, w.version, w.topic, w.partition) AND c.position < w.position",
-            (*_columnar(rows, 5), self.engine),
+            (*_columnar((Texts, Ints4, Texts, Ints4, Ints8), rows), self.engine),
         )
 
 
