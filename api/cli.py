@@ -25,7 +25,7 @@ from rich.table import Table as Grid
 from api import audits
 from api import demo as shown
 from api.report import ReportUnavailable, report, wait_for
-from api.retail.file import BadFile, read_invoices
+from api.retail.file import BadFile, Invoice, read_invoices
 from api.retail.importer import Summary, import_invoices
 from api.stack import Stack, stack
 from infra.engines.footprint import Peak
@@ -59,6 +59,7 @@ Tenant = Annotated[str, typer.Option(help="Whose books: lower-case letters, digi
 Currency = Annotated[str, typer.Option(help="Of the amounts, as ISO 4217 writes it.")]
 Until = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Up to and with this day.")]
 TENANT_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+CURRENCY_PATTERN = r"^[A-Z]{3}$"
 
 
 class Failed(Exception):
@@ -257,15 +258,20 @@ def bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def _tenant(name: str) -> None:
-    """Raises Failed for a name that no tenant can have, before any engine is started for it."""
-    if not re.fullmatch(TENANT_PATTERN, name):
-        raise Failed(f"--tenant {name!r}: use lower-case letters, digits, - and _, at most 63")
+def _check(tenant: str, currency: str) -> None:
+    """Raises Failed for what no tenant or currency is called, before any engine is started for it."""
+    if not re.fullmatch(TENANT_PATTERN, tenant):
+        raise Failed(f"--tenant {tenant!r}: use lower-case letters, digits, - and _, at most 63")
+    if not re.fullmatch(CURRENCY_PATTERN, currency):
+        raise Failed(f"--currency {currency!r}: use three capital letters, such as GBP")
 
 
-def _import(system: Stack, file: Path, tenant: str, currency: str, until: date | None) -> Summary:
-    err.print(f"reading {file.name}")
-    invoices = read_invoices(file, until=until)
+def _read(file: Path, until: date | None) -> list[Invoice]:
+    err.print(f"reading {file.name}", markup=False, highlight=False, soft_wrap=True)
+    return read_invoices(file, until=until)
+
+
+def _import(system: Stack, invoices: list[Invoice], tenant: str, currency: str) -> Summary:
     with bar("recording", sum(len(invoice.lines) for invoice in invoices), "lines") as advance:
         return import_invoices(
             system.runtime.handler(),
@@ -292,7 +298,8 @@ def _tell_import(summary: Summary, file: Path) -> None:
     err.print(
         f"{summary.imported:,} invoices imported, {summary.already_imported:,} already imported,"
         f" {len(summary.failed):,} failed; {summary.lines:,} lines in {summary.seconds:.1f} s"
-        f" ({summary.lines_per_s:,.0f} lines/s)"
+        f" ({summary.lines_per_s:,.0f} lines/s)",
+        soft_wrap=True,
     )
     for failure in summary.failed[:20]:
         err.print(f"{file.name}: {failure}", style="red", markup=False, highlight=False, soft_wrap=True)
@@ -313,9 +320,10 @@ def import_retail(
 
     Example: counterfoil import retail lines.csv.gz --tenant shop
     """
-    _tenant(tenant)
+    _check(tenant, currency)
+    invoices = _read(file, until.date() if until else None)
     with stack(Settings(), err.print) as system:
-        summary = _import(system, file, tenant, currency, until.date() if until else None)
+        summary = _import(system, invoices, tenant, currency)
         if wait:
             _catch_up(system)
     if as_json:
@@ -338,7 +346,7 @@ def report_retail(
 
     Example: counterfoil report retail --tenant shop --json
     """
-    _tenant(tenant)
+    _check(tenant, currency)
     with stack(Settings(), err.print) as system:
         found = report(system.api, system.runtime, tenant, currency, units or ["84077"])
     if as_json:
@@ -369,7 +377,7 @@ def demo(
     day = until.date() if until else None
     with stack(Settings(), err.print) as system, Peak({system.running.pid, os.getpid()}) as peak:
         importing = time.monotonic()
-        summary = _import(system, shown.FILE, shown.TENANT, shown.CURRENCY, day)
+        summary = _import(system, _read(shown.FILE, day), shown.TENANT, shown.CURRENCY)
         _catch_up(system)
         seconds = time.monotonic() - importing
         found = report(system.api, system.runtime, shown.TENANT, shown.CURRENCY, ["84077"])
