@@ -23,6 +23,7 @@ from infra.audit.state import StreamUnknown
 from infra.audit.state import state as state_of
 from infra.audit.verify import verify as verify_all
 from infra.engines.footprint import pss_bytes, tree
+from infra.ledger import DATABASE_FAULTS
 from infra.runtime import Runtime
 from infra.settings import Settings
 from projections.registry import UnknownProjection
@@ -31,6 +32,8 @@ out = Console()
 err = Console(stderr=True)
 EXPECTED = (AnalyticsUnavailable, AuditBusy, StreamUnknown, SwitchContended, UnknownProjection)
 PARKED_SHOWN = 50
+READY_S_MAX = 10.0
+"""The API looks at each engine for 3 s at most."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else there.")]
 
@@ -136,7 +139,7 @@ def doctor(as_json: Json = False) -> None:
     Example: counterfoil doctor
     """
     with stack(Settings(), err.print) as system:
-        ready = httpx.get(f"{system.api}/ready", timeout=30).json()
+        ready = _ready(system.api)
         parked = asyncio.run(_parked(system.runtime))
         pids = {"supervisor": system.running.pid, **system.running.children}
         memory = {
@@ -146,29 +149,54 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps(told))  # noqa: T201
     else:
+        _tell(told)
+    raise typer.Exit(0 if ready["status"] == "ready" else 1)
+
+
+def _tell(told: dict[str, Any]) -> None:
+    ready, parked = told["ready"], told["parked"]
+    if "projections" in ready:
         grid = Grid("projection", "engine", "version", "complete through", "behind", "parked")
         for each in ready["projections"]:
             names = ("projection", "engine", "version", "complete_through", "lag", "parked")
             grid.add_row(*(str(each[name]) for name in names))
         out.print(grid)
-        out.print(
-            f"engines: {ready['engines']}; log at {ready['position']}, relayed through {ready['through']}"
+        engines = ", ".join(
+            f"{name} {'answers' if answers else 'DOES NOT ANSWER'}"
+            for name, answers in ready["engines"].items()
         )
-        out.print("memory (MiB, PSS): " + ", ".join(f"{name} {mib}" for name, mib in memory.items()))
-        for fact in parked:
-            out.print(
-                f"parked: {fact['stream']} at {fact['position']} for {fact['projection']}: {fact['reason']}",
-                markup=False,
-                soft_wrap=True,
-            )
-        out.print(f"status: {ready['status']}")
-    raise typer.Exit(0 if ready["status"] == "ready" else 1)
+        out.print(
+            f"engines: {engines}; log at {ready['position']}, relayed through {ready['through']}",
+            soft_wrap=True,
+        )
+    memory = ", ".join(f"{name} {mib}" for name, mib in told["memory_mib"].items())
+    out.print(f"memory (MiB, PSS): {memory}", soft_wrap=True)
+    if parked is None:
+        out.print("parked: not known, because Postgres does not answer")
+    for fact in parked or ():
+        out.print(
+            f"parked: {fact['stream']} at {fact['position']} for {fact['projection']}: {fact['reason']}",
+            markup=False,
+            soft_wrap=True,
+        )
+    out.print(f"status: {ready['status']}", markup=False, soft_wrap=True)
 
 
-async def _parked(runtime: Runtime) -> list[dict[str, Any]]:
-    """The oldest parked facts of all tenants."""
+def _ready(api: str) -> dict[str, Any]:
+    """What `/ready` says; a `status` alone where the API is silent, which is what one asks a doctor about."""
+    try:
+        found: dict[str, Any] = httpx.get(f"{api}/ready", timeout=READY_S_MAX).json()
+    except httpx.HTTPError as silent:
+        return {"status": f"the API does not answer at {api} ({type(silent).__name__})"}
+    return found
+
+
+async def _parked(runtime: Runtime) -> list[dict[str, Any]] | None:
+    """The oldest parked facts of all tenants; None where Postgres does not answer."""
     ledger = runtime.ledger()
     try:
         return await ledger.parked(PARKED_SHOWN)
+    except DATABASE_FAULTS:
+        return None
     finally:
         await ledger.close()
