@@ -317,6 +317,68 @@ def test_an_empty_broker_is_refilled_from_the_oldest_checkpoint(line: Line) -> N
     go(story())
 
 
+def test_an_idle_relay_notices_an_empty_broker_and_refills_it(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written any more: it has to look by itself."""
+    monkeypatch.setattr(relay_module, "IDENTITY_S", 0.2)
+
+    async def story() -> None:
+        bus = MemoryBus("the first")
+        place(line, range(8))
+        runs = line.runs()
+        async with line.projecting() as projector:
+            await projector.take(runs[: len(runs) // 2])
+        async with relaying(line, bus) as relay:
+            await until_through(line)
+            _, _, heads = await relayed(line)
+            oldest = min(mark for (_, topic, part), mark in line.marks().items() if mark < heads[topic, part])
+            bus.forget("the second")
+            await until(lambda: broker_of(line) == "the second")
+            complete(line, bus, after=oldest)
+            assert {fact.position for run in bus.records for fact in run.facts} >= set(
+                range(oldest + 1, head(line) + 1)
+            )
+            published = relay.published
+            await asyncio.sleep(0.7)
+            assert relay.published == published, "the same broker is not filled again"
+        async with line.projecting() as projector:
+            await projector.take(bus.records)
+            await heal(projector)
+        right(line, "postgres")
+
+    go(story())
+
+
+def test_an_idle_relay_whose_broker_is_gone_waits_for_it(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "IDENTITY_S", 0.1)
+
+    class Away(MemoryBus):
+        away = 0
+
+        def identity(self) -> str:
+            if self.away:
+                self.away -= 1
+                raise BusUnavailable("nobody listens")
+            return super().identity()
+
+    async def story() -> None:
+        bus = Away()
+        place(line, range(2))
+        async with relaying(line, bus) as relay:
+            await until_through(line)
+            published = relay.published
+            bus.away = 3
+            await until(lambda: bus.away == 0)
+            await asyncio.sleep(0.5)
+            assert relay.published == published, "it has its memory still"
+            place(line, range(2, 4))
+            await until_through(line)
+        complete(line, bus)
+
+    go(story())
+
+
 def broker_of(line: Line) -> str:
     row = line.conn.execute("SELECT broker FROM relay").fetchone()
     assert row is not None
@@ -417,6 +479,32 @@ def test_a_broker_killed_and_back_empty_is_noticed_and_refilled(
             await until_through(line)
             await until(lambda: broker_of(line) not in ("", first))
         found = await asyncio.to_thread(consumed, broker)
+        async with line.projecting() as projector:
+            await projector.take(found)
+            await heal(projector)
+        right(line, "postgres")
+
+    go(story())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_idle_relay_notices_that_a_broker_came_back_empty(
+    line: Line, broker: EmbeddedBroker, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "IDENTITY_S", 0.5)
+
+    async def story() -> None:
+        place(line, range(6))
+        async with line.projecting() as projector:
+            await projector.take(line.runs()[:2])
+        async with relaying(line, bus):
+            await until_through(line)
+            first = broker_of(line)
+            os.kill(broker.pid, signal.SIGKILL)
+            broker.start()
+            await until(lambda: broker_of(line) not in ("", first))
+        found = await asyncio.to_thread(consumed, broker)
+        assert max(run.last for run in found) == head(line)
         async with line.projecting() as projector:
             await projector.take(found)
             await heal(projector)
