@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,17 @@ from projections.rows import Projection
 from streams.topics import Run, context_of, partition_of
 
 HEAL_POSITIONS_MAX = 20_000
-"""Read from the log in one commit; a longer gap takes several."""
+"""Of one partition, read from the log in one commit; a longer gap takes several."""
+HEAL_LOOKS_BUSY = 5
+"""While records keep coming, one that is late by fewer looks waits its turn in a busy worker."""
 DRAIN_MAX = 500
 BEHIND = "behind a parked fact of its stream"
 
 log = logging.getLogger("counterfoil.projector")
+
+
+Gap = tuple[int, int]
+"""Positions in (after, through]."""
 
 
 class Projecting:
@@ -45,6 +51,16 @@ class Counted:
     parked: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen of a follower's partition."""
+
+    mark: int
+    published: int
+    late: int
+    """Looks in a row that found it behind, and where it had been."""
+
+
 class Projector:
     """Takes runs of facts into one sink, for all followers that share it.
 
@@ -58,10 +74,19 @@ class Projector:
         self.contexts = frozenset(context for follower in followers for context in follower.contexts)
         self.counted = Counted()
         self.turn = asyncio.Lock()
-        self.looked: dict[tuple[str, str, int], tuple[int, int]] = {}
+        self.looked: dict[tuple[str, str, int], Look] = {}
+        self.fed = False
+        """Since the last look at the tails, were there records?"""
 
     async def take(self, arrived: Sequence[Run]) -> None:
         """Apply what is new in these runs. Raises the sink's faults with nothing half done."""
+        self.fed = True
+        try:
+            await self._take(arrived)
+        finally:
+            self.fed = True  # a look may have come in between
+
+    async def _take(self, arrived: Sequence[Run]) -> None:
         by_place: dict[Place, list[Run]] = {}
         for run in arrived:
             by_place.setdefault(run.place, []).append(run)
@@ -85,15 +110,14 @@ class Projector:
             return {}
         async with self.sink.unit(careful=careful) as unit:
             held = await unit.hold(wanted)
+            marks = _least(held)
+            missed = await self._missed({place: _gaps(by_place[place], marks[place]) for place in marks})
             collected: dict[Place, tuple[list[StoredFact], int]] = {}
-            for place, runs in by_place.items():
-                marks = [standing.marks[place] for standing in held.values() if place in standing.marks]
-                if not marks:
-                    continue
-                facts, reached, whole = await self._collect(place, runs, min(marks), counted)
+            for place, mark in marks.items():
+                facts, reached, whole = _collect(by_place[place], mark, missed[place], counted)
                 collected[place] = facts, reached
                 if not whole:
-                    unfinished[place] = runs
+                    unfinished[place] = by_place[place]
             decoded: dict[int, Recorded | Unreadable] = {}
             moved: list[Reached] = []
             for follower, _ in wanted:
@@ -112,32 +136,18 @@ class Projector:
             setattr(self.counted, name, getattr(self.counted, name) + getattr(counted, name))
         return unfinished
 
-    async def _collect(
-        self, place: Place, runs: list[Run], mark: int, counted: Counted
-    ) -> tuple[list[StoredFact], int, bool]:
-        """The partition's facts past the mark, in order, gaps filled from the log; how far they reach."""
-        facts: list[StoredFact] = []
-        reached = mark
-        for run in sorted(runs, key=lambda run: run.last):
-            if run.last <= reached:
-                counted.duplicates += 1
-                continue
-            if run.after > reached:
-                upto = min(run.after, reached + HEAL_POSITIONS_MAX)
-                missed = await self._missed(place, reached, upto)
-                counted.healed += len(missed)
-                facts += missed
-                reached = upto
-                if upto < run.after:
-                    return facts, reached, False
-            facts += [fact for fact in run.facts if fact.position > reached]
-            reached = max(reached, run.last)
-        return facts, reached, True
-
-    async def _missed(self, place: Place, after: int, through: int) -> list[StoredFact]:
-        topic, partition = place
-        found = await self.log.facts_of(context_of(topic), after, through)
-        return [fact for fact in found if partition_of(fact.originator_id) == partition]
+    async def _missed(self, gaps: dict[Place, list[Gap]]) -> dict[Place, list[StoredFact]]:
+        """What lies in these gaps, in order: each part of the log is read once for all partitions."""
+        found: dict[Place, list[StoredFact]] = {place: [] for place in gaps}
+        for topic in sorted({topic for (topic, _), its in gaps.items() if its}):
+            for after, through in _merged(
+                gap for place, its in gaps.items() if place[0] == topic for gap in its
+            ):
+                for fact in await self.log.facts_of(context_of(topic), after, through):
+                    place = topic, partition_of(fact.originator_id)
+                    if any(low < fact.position <= high for low, high in gaps.get(place, ())):
+                        found[place].append(fact)
+        return found
 
     async def _follow(
         self,
@@ -208,9 +218,11 @@ class Projector:
         """Read from the log what was published and never arrived; call it about once a second.
 
         A partition counts as stuck when its mark has not moved since the last look, and was behind the
-        relay's already then. Returns how many were.
+        relay's already then; while records keep coming, only after some more looks, because a busy worker
+        is late without having lost anything. Returns how many were.
         """
         async with self.turn:  # the sink's connection is not to be looked through in the middle of a unit
+            looks, self.fed = HEAL_LOOKS_BUSY if self.fed else 1, False
             _, _, heads = await self.log.relayed()
             standing = await self.sink.standing(self.followers)
         stuck: dict[Place, int] = {}
@@ -222,13 +234,14 @@ class Projector:
                     continue
                 where = (follower.name, topic, partition)
                 mark = standing.get(where, 0)
-                before, published = self.looked.get(where, (mark, 0))
-                if before == mark < published:
+                before = self.looked.get(where, Look(mark, 0, 0))
+                late = before.late + 1 if before.mark == mark < before.published else 0
+                if late >= looks:
                     stuck[topic, partition] = last
-                self.looked[where] = mark, last
+                self.looked[where] = Look(mark, last, late)
         if stuck:
             log.info("healing %d partitions from the log", len(stuck))
-            await self.take([Run(*place, last, last, ()) for place, last in sorted(stuck.items())])
+            await self._take([Run(*place, last, last, ()) for place, last in sorted(stuck.items())])
         return len(stuck)
 
     async def drain(self) -> int:
@@ -288,3 +301,65 @@ def _decode(fact: StoredFact, decoded: dict[int, Recorded | Unreadable]) -> Reco
     if isinstance(found, Unreadable):
         raise found
     return found
+
+
+# ── what arrived, and what did not ────────────────────────────────────────────────────────────────
+
+
+def _least(held: dict[str, Held]) -> dict[Place, int]:
+    """How far everybody is who follows a partition."""
+    least: dict[Place, int] = {}
+    for standing in held.values():
+        for place, mark in standing.marks.items():
+            least[place] = min(mark, least.get(place, mark))
+    return least
+
+
+def _in_order(runs: list[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.last)
+
+
+def _gaps(runs: list[Run], mark: int) -> list[Gap]:
+    """What these runs of one partition leave out, up to the end of the first that is too long."""
+    gaps: list[Gap] = []
+    reached = mark
+    for run in _in_order(runs):
+        if run.after > reached:
+            gaps.append((reached, min(run.after, reached + HEAL_POSITIONS_MAX)))
+            if gaps[-1][1] < run.after:
+                break
+        reached = max(reached, run.last)
+    return gaps
+
+
+def _merged(gaps: Iterable[Gap]) -> list[Gap]:
+    """Without overlaps."""
+    merged: list[Gap] = []
+    for after, through in sorted(gaps):
+        if merged and after <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(through, merged[-1][1])
+        else:
+            merged.append((after, through))
+    return merged
+
+
+def _collect(
+    runs: list[Run], mark: int, missed: list[StoredFact], counted: Counted
+) -> tuple[list[StoredFact], int, bool]:
+    """The partition's facts past the mark, in order, with those that were missed; how far they reach."""
+    facts: list[StoredFact] = []
+    reached = mark
+    counted.healed += len(missed)
+    for run in _in_order(runs):
+        if run.last <= reached:
+            counted.duplicates += 1
+            continue
+        if run.after > reached:
+            upto = min(run.after, reached + HEAL_POSITIONS_MAX)
+            facts += [fact for fact in missed if reached < fact.position <= upto]
+            reached = upto
+            if upto < run.after:
+                return facts, reached, False
+        facts += [fact for fact in run.facts if fact.position > reached]
+        reached = run.last
+    return facts, reached, True

@@ -17,12 +17,13 @@ from domain.facts import Recorded
 from domain.ordering import OrderPlaced
 from domain.values import OrderId, Value
 from infra.ledger import DATABASE_FAULTS
+from infra.mapper import StoredFact
 from infra.readmodel import definitions
 from projections.registry import PROJECTIONS
 from projections.rows import Add, Engine, Projection, Put, RowOp, Table
 from streams import projector as projector_module
 from streams.projector import Projecting, Projector
-from streams.topics import Run
+from streams.topics import Run, context_of
 from tests.spec import ANA, document
 from tests.spec import line as order_line
 from tests.streams.broken import Crash, Gate, Hooked, MarksFirst, crash, nothing
@@ -183,6 +184,50 @@ def test_a_record_in_flight_is_not_taken_for_lost(sold: Line) -> None:
             assert await projector.heal_tails() == 0
             assert await projector.heal_tails() > 0
             assert await projector.heal_tails() == 0
+        right(sold, "postgres")
+
+    go(story())
+
+
+def test_a_busy_worker_that_is_late_has_lost_nothing_yet(on: Line, kind: str) -> None:
+    """While others' records keep coming, a tail waits its turn for some looks; then it heals all the same."""
+
+    async def story() -> None:
+        runs = on.runs()
+        on.publish(runs)
+        lost = next(run.place for run in reversed(runs) if context_of(run.topic) == "ordering")
+        async with on.projecting(kind) as projector:
+            await projector.take([run for run in runs if run.place != lost])
+            await projector.heal_tails()
+            for _ in range(projector_module.HEAL_LOOKS_BUSY - 1):
+                await projector.take(runs[:1])  # a duplicate, but a record
+                assert await projector.heal_tails() == 0
+            assert projector.counted.healed == 0
+            wrong(on, kind)
+            await projector.take(runs[:1])
+            assert await projector.heal_tails() == 1
+        right(on, kind)
+
+    go(story())
+
+
+def test_what_all_partitions_of_a_topic_miss_is_read_once(
+    sold: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        sold.publish()
+        async with sold.projecting() as projector:
+            read: list[tuple[str, int, int]] = []
+            facts_of = projector.log.facts_of
+
+            async def told(context: str, after: int, through: int) -> list[StoredFact]:
+                read.append((context, after, through))
+                return await facts_of(context, after, through)
+
+            monkeypatch.setattr(projector.log, "facts_of", told)
+            await projector.heal_tails()
+            assert await projector.heal_tails() > len(projector.contexts)
+            assert len(read) == len({context for context, _, _ in read})
         right(sold, "postgres")
 
     go(story())
