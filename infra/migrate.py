@@ -1,11 +1,13 @@
 """Bring a database up to this program: roles, schema, plain SQL files once each, read-model tables.
 
-Safe to run from several processes at once: everything happens under one advisory lock.
+Safe to run from several processes at once: everything happens under one advisory lock, and roles, which
+are the whole cluster's, are tried again where another database's migration was at them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable
 from importlib import resources
 
@@ -19,6 +21,14 @@ from projections.registry import PROJECTIONS
 LOCK = 0x436F756E746572
 """Of migrations: any constant will do, as long as it stays."""
 ROLES: tuple[Role, ...] = ("owner", "app", "worker")
+ROLE_TRIES_MAX = 50
+ROLE_PAUSE_S = 0.05
+OVERTAKEN = (
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.UniqueViolation,
+    psycopg.errors.InternalError_,  # "tuple concurrently updated", which has no code of its own
+)
+"""What a role's statement ends with when another database's migration changes that role now."""
 
 
 class MigrationChanged(RuntimeError):
@@ -54,14 +64,25 @@ def admin_dsn(settings: Settings) -> str:
 
 def _roles(conn: psycopg.Connection[tuple[object, ...]], settings: Settings) -> None:
     for role in ROLES:
-        name = sql.Identifier(f"counterfoil_{role}")
-        known = conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (f"counterfoil_{role}",)).fetchone()
-        if known is None:
-            conn.execute(sql.SQL("CREATE ROLE {} LOGIN NOBYPASSRLS NOSUPERUSER").format(name))
-        if getattr(settings, f"postgres_{role}_dsn") is None:
-            conn.execute(
-                sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(settings.role_password(role)))
-            )
+        for _ in range(ROLE_TRIES_MAX - 1):
+            try:
+                _role(conn, settings, role)
+                break
+            except OVERTAKEN:
+                time.sleep(ROLE_PAUSE_S)
+        else:
+            _role(conn, settings, role)
+
+
+def _role(conn: psycopg.Connection[tuple[object, ...]], settings: Settings, role: Role) -> None:
+    name = sql.Identifier(f"counterfoil_{role}")
+    known = conn.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (f"counterfoil_{role}",)).fetchone()
+    if known is None:
+        conn.execute(sql.SQL("CREATE ROLE {} LOGIN NOBYPASSRLS NOSUPERUSER").format(name))
+    if getattr(settings, f"postgres_{role}_dsn") is None:
+        conn.execute(
+            sql.SQL("ALTER ROLE {} PASSWORD {}").format(name, sql.Literal(settings.role_password(role)))
+        )
 
 
 def _files(owner: psycopg.Connection[tuple[object, ...]], schema: str) -> None:

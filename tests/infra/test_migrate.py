@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from commands.capacity import OpenPool
 from commands.handling import Handler
-from infra.migrate import MigrationChanged, admin_dsn, migrate, migrations, schema_of
+from infra.engines.postgres import EmbeddedPostgres
+from infra.migrate import ROLES, MigrationChanged, admin_dsn, migrate, migrations, schema_of
 from infra.settings import BadSetting, Settings
 from tests.ledgers import InPostgres, connected
 from tests.spec import ANA, T0, TENANT
@@ -35,6 +39,38 @@ def test_several_processes_may_migrate_at_once(settings: Settings) -> None:
     with connected(admin_dsn(other), schema_of(other)) as conn:
         assert conn.execute("SELECT count(*) FROM migrations").fetchone() == (len(list(migrations())),)
         assert conn.execute("SELECT position FROM head").fetchall() == [(0,)]
+
+
+def test_databases_of_one_cluster_may_migrate_at_once(tmp_path: Path) -> None:
+    """Roles are the cluster's, and the lock is the database's: nobody else keeps them apart."""
+    cluster = EmbeddedPostgres(tmp_path / "postgres").start()
+    names, together = ("one", "two", "three"), threading.Barrier(3)
+
+    def race(settings: Settings) -> None:
+        together.wait(30)
+        migrate(settings)
+
+    try:
+        base = cluster.dsn.rpartition("/")[0]
+        each = [
+            Settings(home=tmp_path / "home", postgres_dsn=f"{base}/{name}", kafka=None, clickhouse=None)
+            for name in names
+        ]
+        with psycopg.connect(cluster.dsn, autocommit=True) as conn, ThreadPoolExecutor(3) as threads:
+            for _ in range(2):  # roles that are not there yet, then roles that are
+                for name in names:
+                    conn.execute(f"CREATE DATABASE {name}".encode())
+                for _ in range(2):
+                    list(threads.map(race, each))
+                for settings in each:
+                    with connected(settings.role_dsn("worker"), schema_of(settings)) as worker:
+                        assert worker.execute("SELECT position FROM head").fetchall() == [(0,)]
+                for name in names:
+                    conn.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+                for role in ROLES:
+                    conn.execute(f"DROP ROLE counterfoil_{role}".encode())
+    finally:
+        cluster.stop()
 
 
 def test_a_second_ledger_is_a_second_schema_and_sees_nothing_of_the_first(settings: Settings) -> None:
