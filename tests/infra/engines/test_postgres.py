@@ -21,6 +21,11 @@ from infra.engines.server import EngineFault, free_port
 from infra.engines.tether import EX_ORPHAN, EX_TEMPFAIL, tethered
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to drop privileges")
+BEFORE_16 = [
+    bindir
+    for bindir in Path("/usr/lib/postgresql").glob("[0-9]*/bin")
+    if float(bindir.parent.name) < 16 and (bindir / "initdb").exists()
+]
 OWNER = """
 import sys, time
 from pathlib import Path
@@ -156,6 +161,25 @@ def test_a_creation_cut_short_is_begun_again(tmp_path: Path) -> None:
         assert list((tmp_path / "postgres").glob("new-*")) == []
     finally:
         server.stop()
+
+
+@AS_ROOT
+@pytest.mark.skipif(not BEFORE_16, reason="needs the system's PostgreSQL 15 or older")
+def test_older_servers_too_keep_their_directory_although_they_walk_to_their_binary() -> None:
+    with tempfile.TemporaryDirectory(dir=Path("/root")) as closed:
+        server = EmbeddedPostgres(Path(closed) / "postgres", bindir=BEFORE_16[0]).start()
+        try:
+            with psycopg.connect(server.dsn) as session:
+                session.execute("CREATE TABLE kept AS SELECT 1 AS n")
+                assert session.execute("SELECT pg_reload_conf()").fetchone() == (True,)
+                (told,) = session.execute("SHOW server_version_num").fetchone() or ("",)
+                assert int(told) < 16_00_00
+            os.kill(server.pid, signal.SIGKILL)
+            server.start()
+            with psycopg.connect(server.dsn) as session:
+                assert session.execute("SELECT n FROM kept").fetchone() == (1,)
+        finally:
+            server.stop()
 
 
 @AS_ROOT
