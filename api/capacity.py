@@ -116,11 +116,11 @@ class PoolView(BaseModel):
         {"pool": "85123A", "capacity": 100, "version": 1, "position": "0.1:8123"}, PoolAlreadyOpen
     ),
 )
-def open_pool(
+async def open_pool(
     body: Annotated[PoolBody, Body(examples=[{"pool": "85123A", "capacity": 100}])], asked: AskedOnce
 ) -> PoolReceipt:
     """Open a pool of places."""
-    done = asked.handle(OpenPool(pool=body.pool, capacity=body.capacity))
+    done = await asked.handle(OpenPool(pool=body.pool, capacity=body.capacity))
     return PoolReceipt(
         pool=body.pool,
         capacity=body.capacity,
@@ -130,13 +130,13 @@ def open_pool(
 
 
 @commands.post("/pools/{pool}/holds", status_code=201, responses=commanded(HOLD, PoolUnknown, SoldOut))
-def hold_places(
+async def hold_places(
     pool: PoolCode,
     body: Annotated[HoldBody, Body(examples=[{"quantity": 2, "ttl_s": 900}])],
     asked: AskedOnce,
 ) -> HoldReceipt:
     """Set places aside for a while; dead at that instant if nobody confirms."""
-    done = asked.handle(HoldPlaces(pool=pool, quantity=body.quantity, ttl_s=body.ttl_s))
+    done = await asked.handle(HoldPlaces(pool=pool, quantity=body.quantity, ttl_s=body.ttl_s))
     held = done.facts[0].event
     assert isinstance(held, PlacesHeld)
     return HoldReceipt(
@@ -152,21 +152,21 @@ def hold_places(
 @commands.post(
     "/pools/{pool}/holds/{hold_id}/confirm", responses=commanded(ENDED, HoldUnknown, created=False)
 )
-def confirm_hold(pool: PoolCode, hold_id: HoldPath, asked: AskedOnce) -> HoldEnded:
+async def confirm_hold(pool: PoolCode, hold_id: HoldPath, asked: AskedOnce) -> HoldEnded:
     """Turn a live hold into a sale."""
-    return _ended(pool, hold_id, asked, ConfirmHold(pool=pool, hold_id=HoldId(hold_id)))
+    return await _ended(pool, hold_id, asked, ConfirmHold(pool=pool, hold_id=HoldId(hold_id)))
 
 
 @commands.post(
     "/pools/{pool}/holds/{hold_id}/release", responses=commanded(ENDED, HoldUnknown, created=False)
 )
-def release_hold(pool: PoolCode, hold_id: HoldPath, asked: AskedOnce) -> HoldEnded:
+async def release_hold(pool: PoolCode, hold_id: HoldPath, asked: AskedOnce) -> HoldEnded:
     """Give the places of a live hold back."""
-    return _ended(pool, hold_id, asked, ReleaseHold(pool=pool, hold_id=HoldId(hold_id)))
+    return await _ended(pool, hold_id, asked, ReleaseHold(pool=pool, hold_id=HoldId(hold_id)))
 
 
-def _ended(pool: str, hold_id: UUID, asked: AskedOnce, command: ConfirmHold | ReleaseHold) -> HoldEnded:
-    done = asked.handle(command)
+async def _ended(pool: str, hold_id: UUID, asked: AskedOnce, command: ConfirmHold | ReleaseHold) -> HoldEnded:
+    done = await asked.handle(command)
     ended = done.facts[0].event
     assert isinstance(ended, HoldConfirmed | HoldReleased)
     return HoldEnded(
@@ -183,7 +183,7 @@ def _ended(pool: str, hold_id: UUID, asked: AskedOnce, command: ConfirmHold | Re
     status_code=201,
     responses=commanded(RECEIPT_EXAMPLE, PoolUnknown, AdjustmentExists, AmountTooLarge, again=PaperReceipt),
 )
-def adjust_stock(
+async def adjust_stock(
     body: Annotated[PaperBody, Body(examples=[PAPER_EXAMPLE])], asked: AskedOnce
 ) -> PaperReceipt:
     """Record a paper of stock adjustments; below zero the stock shrinks, each title is a reason."""
@@ -192,7 +192,7 @@ def adjust_stock(
     command = AdjustStock(
         adjustment_id=adjustment_id, document=body.written_on(number), lines=body.all_lines()
     )
-    fact, position = asked.paper(command, f"adjustment-{adjustment_id}")
+    fact, position = await asked.paper(command, f"adjustment-{adjustment_id}")
     assert isinstance(fact.event, AdjustmentRecorded)
     return PaperReceipt(
         id=adjustment_id,

@@ -66,9 +66,9 @@ class OfferView(BaseModel):
         SlugTaken,
     ),
 )
-def list_offer(body: Annotated[OfferBody, Body(examples=[OFFER])], asked: AskedOnce) -> OfferReceipt:
+async def list_offer(body: Annotated[OfferBody, Body(examples=[OFFER])], asked: AskedOnce) -> OfferReceipt:
     """List an offer and open the pool behind it, unless that pool is open already."""
-    done = asked.handle(
+    done = await asked.handle(
         ListOffer(
             offer=body.offer, title=body.title, delivery=body.delivery, capacity=body.capacity, slug=body.slug
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -36,17 +37,18 @@ from api.problems import (
 from commands.handling import (
     Actor,
     Answer,
+    Ask,
     BadKey,
-    Busy,
     Command,
     Handler,
     KeyReused,
     NotPermitted,
     TooManyFacts,
-    TooManyStreams,
 )
+from commands.log import Busy
+from commands.memory import TooManyStreams
 from domain.facts import Recorded
-from infra.eventstore import LogUnavailable
+from infra.connection import LogUnavailable
 from infra.queries import (
     AT_LEAST_S,
     AT_LEAST_S_MAX,
@@ -178,7 +180,7 @@ def position_of(text: str, ledger: str, epoch: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One command request: runs in a thread, as the handler is synchronous."""
+    """One command request."""
 
     runtime: Runtime
     handler: Handler
@@ -187,20 +189,21 @@ class Asked:
     epoch: int
     response: Response
 
-    def handle(self, command: Command) -> Answer:
-        done = self.handler.handle(command, by=self.by, key=self.key)
+    async def handle(self, command: Command) -> Answer:
+        done = await self.handler.handling(Ask(command, self.by, self.key))
         self.response.headers["Counterfoil-Position"] = self.token(done.position)
         if done.replayed:
             self.response.headers["Idempotent-Replayed"] = "true"
         return done
 
-    def paper(self, command: Command, stream: str) -> tuple[Recorded, str]:
+    async def paper(self, command: Command, stream: str) -> tuple[Recorded, str]:
         """The paper's own fact, and the position to read at; a 200 if another key recorded it before."""
-        done = self.handle(command)
+        done = await self.handle(command)
         if done.facts:
             return done.facts[0], self.token(done.position)
         self.response.status_code = 200
-        return self.handler.log.read(self.by.tenant, {stream: 0})[0], self.token(done.position)
+        facts = await asyncio.to_thread(self.handler.log.read, self.by.tenant, {stream: 0})
+        return facts[0], self.token(done.position)
 
     def token(self, position: int) -> str:
         return token(self.runtime.settings.ledger, self.epoch, position)

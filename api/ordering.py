@@ -144,7 +144,7 @@ class ReturnView(BaseModel):
         again=PaperTotal,
     ),
 )
-def place_order(
+async def place_order(
     body: Annotated[OrderBody, Body(examples=[{**PAPER_EXAMPLE, "contact": "ana@example.org"}])],
     asked: AskedOnce,
 ) -> PaperTotal:
@@ -160,7 +160,7 @@ def place_order(
         settled=body.settled,
         contact=contact,
     )
-    fact, position = asked.paper(command, order_stream(order_id))
+    fact, position = await asked.paper(command, order_stream(order_id))
     assert isinstance(fact.event, OrderPlaced)
     return PaperTotal(
         id=order_id,
@@ -181,12 +181,14 @@ def place_order(
         again=PaperTotal,
     ),
 )
-def return_goods(body: Annotated[PaperBody, Body(examples=[RETURN_BODY])], asked: AskedOnce) -> PaperTotal:
+async def return_goods(
+    body: Annotated[PaperBody, Body(examples=[RETURN_BODY])], asked: AskedOnce
+) -> PaperTotal:
     """Record a credit note: lines that come back have a quantity below zero."""
     number = body.number(asked.key)
     return_id = ReturnId(paper_id(asked.by.tenant, number, Paper.RETURN))
     command = ReturnGoods(return_id=return_id, document=body.written_on(number), lines=body.all_lines())
-    fact, position = asked.paper(command, return_stream(return_id))
+    fact, position = await asked.paper(command, return_stream(return_id))
     assert isinstance(fact.event, GoodsReturned)
     return PaperTotal(
         id=return_id,

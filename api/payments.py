@@ -55,12 +55,14 @@ class Balances(BaseModel):
         again=PaperReceipt,
     ),
 )
-def adjust_bad_debt(body: Annotated[PaperBody, Body(examples=[DEBT_BODY])], asked: AskedOnce) -> PaperReceipt:
+async def adjust_bad_debt(
+    body: Annotated[PaperBody, Body(examples=[DEBT_BODY])], asked: AskedOnce
+) -> PaperReceipt:
     """Record a paper that writes a debt off, or back on."""
     number = body.number(asked.key)
     payment_id = PaymentId(paper_id(asked.by.tenant, number, Paper.DEBT))
     command = AdjustBadDebt(payment_id=payment_id, document=body.written_on(number), lines=body.all_lines())
-    fact, position = asked.paper(command, payment_stream(payment_id))
+    fact, position = await asked.paper(command, payment_stream(payment_id))
     assert isinstance(fact.event, BadDebtAdjusted)
     return PaperReceipt(
         id=payment_id,

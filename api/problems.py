@@ -14,9 +14,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from commands.handling import BadKey, Busy, KeyReused
+from commands.handling import BadKey, KeyReused
+from commands.log import Busy
 from domain.refusals import Conflict, Forbidden, Invalid, NotFound, Refusal
-from infra.eventstore import LogUnavailable
+from infra.connection import LogUnavailable
 from infra.queries import Lag, PositionUnknown, ProjectionBehind, StoreUnavailable, StreamParked
 
 MEDIA_TYPE = "application/problem+json"

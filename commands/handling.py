@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, ClassVar, Protocol, TypeVar, cast
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, ClassVar, Protocol
 from uuid import UUID, uuid5
 
+from commands.log import Append, Appended, Busy, Log, Outcome, Pending, Spent, Stale, Undone
+from commands.memory import Memory, Reading, S, Unloaded
 from domain.facts import KEY, Envelope, Event, Recorded
 from domain.refusals import Conflict, Forbidden, Invalid, Refusal
 from domain.values import Permission, Value
 
 FACTS_MAX = 5_000
 """Facts of one command: the largest invoice of the demo needs 1,115."""
-STREAMS_MAX = 2_000
-"""Streams in one boundary: each is checked while the head row is locked."""
 ATTEMPTS_MAX = 200
 """Decisions before a contended command is given up with Busy, a fifth of a second or more later.
 
@@ -28,8 +29,8 @@ stream were measured to need 25.
 """
 CONFLICTS_MAX = 2
 """Conflicts before a writer takes turns with the others on what they contend for."""
-REMEMBERED_MAX = 20_000
-"""States kept in memory: a shop's pools, about 1 KB each."""
+HOT_DECISIONS = 64
+"""How many decisions after that take turns from the start: they would only meet the same conflicts."""
 
 
 class KeyReused(Conflict):
@@ -48,25 +49,8 @@ class TooManyFacts(Invalid):
     """The command would record more facts than one command may."""
 
 
-class TooManyStreams(Invalid):
-    """The command would read more streams than one command may."""
-
-
-class Busy(Exception):
-    """A fault, not a refusal: other writers kept getting there first. Try again."""
-
-
 class UnreadStream(Exception):
     """A bug: a decision wrote a stream that its boundary does not hold."""
-
-
-class State(Protocol):
-    """Mutable while it is folded, read-only to `decide`; holds what some rule reads and no more."""
-
-    def apply(self, event: Event) -> None: ...
-
-
-S = TypeVar("S", bound=State)
 
 
 class Boundary(dict[str, Any]):
@@ -143,181 +127,57 @@ class Answer:
     replayed: bool
 
 
-# ── the port ──────────────────────────────────────────────────────────────────────────────────────
-
-
 @dataclass(frozen=True, slots=True)
-class Append:
-    """One command's facts, with everything it read at the versions it read them."""
+class Ask:
+    """A command with who asks for it, and under which key."""
 
-    envelope: Envelope
-    digest: bytes
-    command: str
-    versions: Mapping[str, int]
-    facts: Sequence[Event]
-    at: datetime
+    command: Command
+    by: Actor
+    key: str
+    correlation: UUID | None = None
+    causation: UUID | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    facts: tuple[Recorded, ...]
-    position: int
-
-
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """The key was used before: by this request if the digests agree."""
-
-    digest: bytes
-    position: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """Something that was read has moved on; these are the newer facts of those streams."""
-
-    newer: tuple[Recorded, ...]
-
-
-class Log(Protocol):
-    """One ledger's log, as `handle` needs it. Contract: tests/infra/test_log_contract.py."""
-
-    def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
-        """The facts of each stream past a version, in order within each stream."""
-        ...
-
-    def append(self, append: Append) -> Appended | Spent | Stale:
-        """All or nothing, in one call, with no round trip while the head row is locked."""
-        ...
-
-    def spent(self, envelope: Envelope) -> Spent | None:
-        """What the envelope's key was used for, if it was."""
-        ...
-
-    def recorded(self, tenant: str, first: int, count: int) -> tuple[Recorded, ...]:
-        """The facts of one command, by position."""
-        ...
-
-    def turn(self, tenant: str, streams: Iterable[str]) -> AbstractContextManager[None]:
-        """Wait for one's turn among the writers of these streams."""
-        ...
-
-    def claim(self, tenant: str, kind: str, value: str) -> str:
-        """The claim stream of a value: a hash under the ledger's key."""
-        ...
+    def envelope(self) -> Envelope:
+        """Raises NotPermitted, BadKey."""
+        if self.command.permission not in self.by.permissions:
+            raise NotPermitted(f"{self.command.permission} is needed")
+        if not KEY.fullmatch(self.key):
+            raise BadKey(f"{len(self.key)} characters")
+        return Envelope(self.by.tenant, self.by.name, self.key, self.correlation, self.causation)
 
 
 # ── handling ──────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(slots=True)
-class Remembered:
-    state: State
-    version: int
-    at: datetime
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Wait for one's turn with these streams before going on, and keep it until the end."""
 
-
-EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-class Memory:
-    """States by (tenant, stream, type), least recently used first out; a fold is paid for once."""
-
-    def __init__(self, size_max: int = REMEMBERED_MAX) -> None:
-        self.size_max = size_max
-        self.states: OrderedDict[tuple[str, str, type[State]], Remembered] = OrderedDict()
-
-    def recall(self, key: tuple[str, str, type[State]]) -> Remembered | None:
-        found = self.states.get(key)
-        if found is not None:
-            self.states.move_to_end(key)
-        return found
-
-    def keep(self, key: tuple[str, str, type[State]], remembered: Remembered) -> None:
-        self.states[key] = remembered
-        while len(self.states) > self.size_max:
-            self.states.popitem(last=False)
-
-
-@dataclass(slots=True)
-class Reading:
-    """One attempt's boundary: every state handed out, from memory where memory has it."""
-
-    log: Log
     tenant: str
-    memory: Memory
-    held: dict[str, list[Remembered]] = field(default_factory=dict)
+    streams: frozenset[str]
 
-    def __call__(self, stream: str, state: type[S]) -> S:
-        return self.each((stream,), state)[stream]
 
-    def each(self, streams: Iterable[str], state: type[S]) -> dict[str, S]:
-        found: dict[str, S] = {}
-        unknown: dict[str, int] = {}
-        for stream in dict.fromkeys(streams):
-            found[stream], known = self._hold(stream, state)
-            if not known:
-                unknown[stream] = 0
-        if unknown:
-            self.fold(self.log.read(self.tenant, unknown))
-        return found
-
-    def fresh(self, stream: str, state: type[S]) -> S:
-        return self._hold(stream, state)[0]
-
-    def _hold(self, stream: str, state: type[S]) -> tuple[S, bool]:
-        remembered = self.memory.recall((self.tenant, stream, state))
-        known = remembered is not None
-        if remembered is None:
-            remembered = Remembered(state(), 0, EPOCH)
-            self.memory.keep((self.tenant, stream, state), remembered)
-        self.held.setdefault(stream, []).append(remembered)
-        if len(self.held) > STREAMS_MAX:
-            raise TooManyStreams(f"more than {STREAMS_MAX:,} streams")
-        return cast(S, remembered.state), known
-
-    def claim(self, kind: str, value: str) -> str:
-        return self.log.claim(self.tenant, kind, value)
-
-    def fold(self, facts: Iterable[Recorded]) -> None:
-        """Bring the states up to these facts; one already seen is passed over."""
-        for fact in facts:
-            for remembered in self.held.get(fact.stream, ()):
-                if fact.version == remembered.version + 1:
-                    remembered.state.apply(fact.event)
-                    remembered.version, remembered.at = fact.version, fact.at
-
-    def refresh(self, streams: Iterable[str]) -> bool:
-        """Bring these streams up to the log; False if it is behind what memory has seen: it was restored.
-
-        The last fact seen is asked for again, to tell a stream with nothing newer from one cut short.
-        """
-        versions = self.versions()
-        known = {stream: versions[stream] for stream in streams if stream in versions}
-        facts = self.log.read(self.tenant, {stream: max(seen - 1, 0) for stream, seen in known.items()})
-        self.fold(facts)
-        return {stream for stream, seen in known.items() if seen} <= {fact.stream for fact in facts}
-
-    def versions(self) -> dict[str, int]:
-        """The version each stream is pinned at: the least that any of its states has seen."""
-        return {stream: min(r.version for r in states) for stream, states in self.held.items()}
-
-    def latest(self) -> datetime:
-        """The latest recorded time in the boundary."""
-        return max((r.at for states in self.held.values() for r in states), default=EPOCH)
+Step = Pending | Turn | Callable[[], Any]
+"""What a command waits for: an append, a turn, or a call that blocks."""
+Steps = Generator[Step, Any, Answer]
 
 
 class Handler:
-    """Handles commands one after another, deciding from memory and believing only the append.
+    """Decides from memory and believes only the append, one decision after another.
 
-    A refusal is believed only of states confirmed against the log during this very call.
+    While an append is on its way the next command is decided already, on what the first will have made true,
+    and goes after it: many commands on one stream are recorded together. A refusal is believed only when the
+    log confirms, during this very call, that what it rests on still stands.
+
+    `handle` and `handle_all` block, `handling` is for an event loop; one handler may serve both.
     """
 
     def __init__(self, log: Log, clock: Callable[[], datetime], memory: Memory | None = None) -> None:
         self.log, self.clock = log, clock
         self.memory = Memory() if memory is None else memory
         self.lock = threading.Lock()
+        self.hot: dict[tuple[str, str], int] = {}
+        """How many more decisions on a stream take turns from the start: it was contended."""
 
     def handle(
         self,
@@ -331,76 +191,219 @@ class Handler:
         """Record what `command` decides, once for this key.
 
         Raises its refusals, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams; Busy when other
-        writers kept getting there first; the log's own faults when it cannot be reached.
+        writers kept getting there first, or too many wait; the log's own faults when it cannot be reached.
         """
-        if command.permission not in by.permissions:
-            raise NotPermitted(f"{command.permission} is needed")
-        if not KEY.fullmatch(key):
-            raise BadKey(f"{len(key)} characters")
-        envelope = Envelope(by.tenant, by.name, key, correlation, causation)
-        with self.lock:
-            return self._settle(command, envelope, command.digest())
+        return self._drive(self._settle(Ask(command, by, key, correlation, causation)))
 
-    def _settle(self, command: Command, envelope: Envelope, digest: bytes) -> Answer:
-        confirmed: set[str] = set()
+    def handle_all(self, requests: Sequence[Ask]) -> list[Answer | Exception]:
+        """Several, decided in order and recorded together as far as may be; each one's answer, or what it
+        raised. One does not depend on the others: what follows a refused one is decided without it."""
+        self._prefetch(requests)
+        answers: list[Answer | Exception] = []
+        started: list[tuple[Steps, Step] | Answer | Exception] = []
+        for request in requests:
+            steps = self._settle(request)
+            try:
+                step = self._advance(steps, None)
+                while callable(step):
+                    step = self._advance(steps, step())
+                if isinstance(step, Turn):  # alone: whoever holds a turn must not wait behind us
+                    answers += map(self._finished, started)
+                    started = [self._finished((steps, step))]
+                else:
+                    started.append((steps, step))
+            except StopIteration as done:
+                started.append(done.value)
+            except Exception as raised:  # noqa: BLE001  it is that command's own answer
+                started.append(raised)
+        return answers + [self._finished(each) for each in started]
+
+    async def handling(self, request: Ask) -> Answer:
+        """`handle`, for an event loop: nothing blocks it."""
+        steps = self._settle(request)
+        with ExitStack() as turn:
+            try:
+                step = self._advance(steps, None)
+                while True:
+                    match step:
+                        case Turn():
+                            turn.close()
+                            await _enter(turn, self.log.turn(step.tenant, step.streams))
+                            result = None
+                        case _ if callable(step):
+                            result = await asyncio.to_thread(step)
+                        case _:
+                            result = await step
+                    step = self._advance(steps, result)
+            except StopIteration as done:
+                answer: Answer = done.value
+                return answer
+
+    def _finished(self, each: tuple[Steps, Step] | Answer | Exception) -> Answer | Exception:
+        if not isinstance(each, tuple):
+            return each
+        try:
+            return self._drive(*each)
+        except Exception as raised:  # noqa: BLE001  it is that command's own answer
+            return raised
+
+    def _drive(self, steps: Steps, step: Step | None = None) -> Answer:
+        """Go through a command's steps, from the one it waits for."""
+        with ExitStack() as turn:
+            try:
+                step = self._advance(steps, None) if step is None else step
+                while True:
+                    match step:
+                        case Turn():
+                            turn.close()  # kept until settled, or widened: never given back to be taken again
+                            turn.enter_context(self.log.turn(step.tenant, step.streams))
+                            result = None
+                        case _ if callable(step):
+                            result = step()
+                        case _:
+                            result = step.result()
+                    step = self._advance(steps, result)
+            except StopIteration as done:
+                answer: Answer = done.value
+                return answer
+
+    def _advance(self, steps: Steps, result: Any) -> Step:
+        """Decisions are taken one after another, and submitted in the same order."""
+        with self.lock:
+            return steps.send(result)
+
+    def _prefetch(self, requests: Sequence[Ask]) -> None:
+        """Load what the first step of every boundary needs, in one round trip for each tenant."""
+        wanted: dict[str, dict[str, int]] = {}
+        keys: dict[str, list[Any]] = {}
+        with self.lock:
+            for request in requests:
+                reading = Reading(self.log, request.by.tenant, self.memory)
+                try:
+                    request.command.read(reading)
+                except Unloaded as unknown:
+                    keys.setdefault(request.by.tenant, []).extend(unknown.keys)
+                    wanted.setdefault(request.by.tenant, {}).update({key[1]: 0 for key in unknown.keys})
+                except Refusal:
+                    continue
+        for tenant, streams in wanted.items():
+            facts = self.log.read(tenant, streams)
+            with self.lock:
+                Reading(self.log, tenant, self.memory).load(dict.fromkeys(keys[tenant]), facts)
+
+    # ── one command ───────────────────────────────────────────────────────────────────────────────
+
+    def _settle(self, request: Ask) -> Steps:
+        envelope, digest = request.envelope(), request.command.digest()
+        reading = Reading(self.log, envelope.tenant, self.memory)
         contended: set[str] = set()
         mine: set[str] = set()
         conflicts = 0
-        with ExitStack() as turn:
-            for _ in range(ATTEMPTS_MAX):
-                waited: set[str] = set()
-                if conflicts >= CONFLICTS_MAX and contended != mine:
-                    # Kept until settled: a turn given back between decisions loses to whoever is in full run.
-                    turn.close()
-                    waited = mine = contended.copy()
-                    turn.enter_context(self.log.turn(envelope.tenant, mine))
-                reading = Reading(self.log, envelope.tenant, self.memory)
-                try:
-                    outcome = self._attempt(command, envelope, digest, reading, refresh=waited)
-                except Refusal:
-                    doubtful = reading.held.keys() - confirmed
-                    if doubtful:
-                        if not reading.refresh(doubtful):
-                            self.memory.states.clear()
-                        confirmed |= doubtful
-                        continue
-                    spent = self.log.spent(envelope)
-                    if spent is None:
-                        raise
-                    outcome = spent
-                match outcome:
-                    case Appended():
-                        reading.fold(outcome.facts)
-                        return Answer(outcome.position, outcome.facts, replayed=False)
-                    case Spent():
-                        return self._replay(envelope, digest, outcome)
-                    case Stale():
-                        conflicts += 1
-                        if not outcome.newer:  # memory is ahead of the log: it was restored
-                            self.memory.states.clear()
-                        reading.fold(outcome.newer)
-                        contended |= {fact.stream for fact in outcome.newer}
+        for _ in range(ATTEMPTS_MAX):
+            if conflicts >= CONFLICTS_MAX and contended != mine:
+                mine = contended.copy()
+                yield from self._take_turn(reading, mine)
+            refusal: Refusal | None = None
+            facts: Sequence[Event] = ()
+            now = self.clock()
+            try:
+                boundary = yield from self._read(request.command, reading)
+                if hot := self._hot(reading) - mine:
+                    contended |= hot
+                    conflicts = max(conflicts, CONFLICTS_MAX)
+                    continue
+                now = max(self.clock(), reading.latest())
+                facts = self._decide(request.command, Moment(now, envelope.command_id), boundary)
+            except Refusal as refused:
+                refusal = refused
+            outcome: Outcome = yield self._submit(request, envelope, digest, reading, facts, now, refusal)
+            match outcome:
+                case Appended() if refusal is not None:
+                    raise refusal
+                case Appended():
+                    reading.fold(outcome.facts)
+                    return Answer(outcome.position, outcome.facts, replayed=False)
+                case Spent():
+                    return (yield from self._replay(envelope, digest, outcome))
+                case Stale() if not outcome.newer:
+                    conflicts += 1
+                    reading.forget()
+                case Stale():
+                    conflicts += 1
+                    reading.fold(outcome.newer)
+                    contended |= {fact.stream for fact in outcome.newer}
+                    if conflicts >= CONFLICTS_MAX:
+                        self.hot.update({(envelope.tenant, stream): HOT_DECISIONS for stream in contended})
+                case Undone():
+                    reading.fold(())
         raise Busy(f"{ATTEMPTS_MAX} decisions were overtaken; try again")
 
-    def _attempt(
-        self, command: Command, envelope: Envelope, digest: bytes, reading: Reading, refresh: set[str]
-    ) -> Appended | Spent | Stale:
-        boundary = command.read(reading)
-        if refresh:
-            reading.refresh(refresh)
-            boundary = command.read(reading)  # what is read in steps may lead elsewhere now
-        now = max(self.clock(), reading.latest())
-        facts = command.decide(Moment(now, envelope.command_id), **boundary)
+    def _take_turn(self, reading: Reading, streams: set[str]) -> Generator[Step, Any, None]:
+        yield Turn(reading.tenant, frozenset(streams))
+        versions = reading.versions()
+        seen = {stream: versions[stream] for stream in streams if stream in versions}
+        reading.fold((yield partial(self.log.read, reading.tenant, seen)))
+
+    def _read(self, command: Command, reading: Reading) -> Generator[Step, Any, Boundary]:
+        while True:
+            reading.begin()
+            try:
+                return command.read(reading)
+            except Unloaded as unknown:
+                wanted = {stream: 0 for _, stream, _ in unknown.keys}
+                reading.load(unknown.keys, (yield partial(self.log.read, reading.tenant, wanted)))
+
+    def _hot(self, reading: Reading) -> set[str]:
+        if not self.hot:
+            return set()
+        hot = {stream for stream in reading.held if (reading.tenant, stream) in self.hot}
+        for stream in hot:
+            self.hot[reading.tenant, stream] -= 1
+            if not self.hot[reading.tenant, stream]:
+                del self.hot[reading.tenant, stream]
+        return hot
+
+    def _decide(self, command: Command, at: Moment, boundary: Boundary) -> Sequence[Event]:
+        facts = command.decide(at, **boundary)
         if len(facts) > FACTS_MAX:
             raise TooManyFacts(f"{len(facts):,} facts, and a command may record {FACTS_MAX:,}")
-        versions = reading.versions()
+        return facts
+
+    def _submit(
+        self,
+        request: Ask,
+        envelope: Envelope,
+        digest: bytes,
+        reading: Reading,
+        facts: Sequence[Event],
+        now: datetime,
+        refusal: Refusal | None,
+    ) -> Pending:
+        name, versions = type(request.command).__name__, reading.versions()
         for fact in facts:
             if fact.stream not in versions:
-                raise UnreadStream(f"{type(command).__name__} wrote {fact.stream} without reading it")
-        return self.log.append(Append(envelope, digest, type(command).__name__, versions, facts, now))
+                raise UnreadStream(f"{name} wrote {fact.stream} without reading it")
+        pending = self.log.submit(
+            Append(envelope, digest, name, versions, facts, now, refusal is None, reading.follows())
+        )
+        reading.expect(pending, facts, now)
+        return pending
 
-    def _replay(self, envelope: Envelope, digest: bytes, spent: Spent) -> Answer:
+    def _replay(self, envelope: Envelope, digest: bytes, spent: Spent) -> Generator[Step, Any, Answer]:
         if spent.digest != digest:
             raise KeyReused(f"key {envelope.key}")
-        facts = self.log.recorded(envelope.tenant, spent.position - spent.count + 1, spent.count)
+        facts = yield partial(
+            self.log.recorded, envelope.tenant, spent.position - spent.count + 1, spent.count
+        )
         return Answer(spent.position, facts, replayed=True)
+
+
+async def _enter(stack: ExitStack, turn: AbstractContextManager[None]) -> None:
+    """Wait in a thread; a turn that comes after its task was cancelled is given back."""
+    waiting = asyncio.ensure_future(asyncio.to_thread(turn.__enter__))
+    try:
+        await asyncio.shield(waiting)
+    except asyncio.CancelledError:
+        waiting.add_done_callback(lambda done: done.exception() or turn.__exit__(None, None, None))
+        raise
+    stack.push(turn.__exit__)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from commands.handling import Append, Appended, Spent, Stale
+from commands.log import Append, Appended, Outcome, Settled, Spent, Stale
 from domain.facts import Envelope, Recorded
 from infra.mapper import TIME, envelope_json, microseconds, recorded_of, rest_of
 
@@ -31,7 +31,10 @@ class MemoryLog:
                 for position in self.streams.get((tenant, stream), [])[version:]
             ]
 
-    def append(self, append: Append) -> Appended | Spent | Stale:
+    def submit(self, append: Append) -> Settled:
+        return Settled(self.append(append))
+
+    def append(self, append: Append) -> Outcome:
         envelope = append.envelope
         with self.lock:
             if spent := self.spent(envelope):
@@ -39,6 +42,8 @@ class MemoryLog:
             for read, version in append.versions.items():
                 if len(self.streams.get((envelope.tenant, read), ())) != version:
                     return Stale(tuple(self.read(envelope.tenant, append.versions)))
+            if not append.spends:
+                return Appended((), len(self.rows))
             if append.facts:
                 self.at_us = max(self.at_us, microseconds(append.at))
             first, written = len(self.rows) + 1, envelope_json(envelope)

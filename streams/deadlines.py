@@ -8,10 +8,11 @@ import logging
 from collections.abc import Sequence
 from typing import Protocol
 
-from commands.handling import Actor, Busy, Handler
+from commands.handling import Actor, Handler
+from commands.log import Busy
 from domain.refusals import Refusal
 from domain.values import Permission
-from infra.eventstore import LogUnavailable
+from infra.connection import LogUnavailable
 from infra.ledger import DATABASE_FAULTS, Due
 from infra.runtime import Runtime, run_role
 from streams.registry import DUE_COMMANDS

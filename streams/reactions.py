@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID, uuid5
 
-from commands.handling import Actor, Command, Handler
+from commands.handling import Actor, Ask, Command, Handler
 from domain.facts import Event, Recorded
 from domain.refusals import Refusal
 from domain.values import Permission
 from infra.ledger import Due, Ledger
+from infra.mapper import StoredFact
 from infra.places import PARTITIONS, topic_of
 from infra.readmodel import PostgresSink, PostgresUnit
 from infra.sinks import Follower, Held, Refused, Taken, Wanted
@@ -80,19 +81,22 @@ class ReactionUnit(PostgresUnit):
         await asyncio.to_thread(self._handle, follower, taken)
 
     def _handle(self, reaction: Reaction, taken: Iterable[Taken]) -> None:
-        for fact, recorded, asked in taken:
+        """All together: they are recorded by as few commits as may be."""
+        asked: list[tuple[StoredFact, Ask]] = []
+        for fact, recorded, answers in taken:
             by, fact_id = reaction.actor(recorded.tenant), recorded.fact_id
             correlation = recorded.envelope.correlation or recorded.envelope.command_id
-            for number, each in enumerate(asked):
-                if isinstance(each, Deadline):
-                    continue
-                key = reaction.key(fact_id, number)
-                try:
-                    self.handler.handle(each, by=by, key=key, correlation=correlation, causation=fact_id)
-                except Refusal as refused:
-                    raise Refused(
-                        fact, f"{type(each).__name__} refused: {type(refused).__name__}"
-                    ) from refused
+            for number, each in enumerate(answers):
+                if not isinstance(each, Deadline):
+                    key = reaction.key(fact_id, number)
+                    asked.append((fact, Ask(each, by, key, correlation, fact_id)))
+        outcomes = self.handler.handle_all([request for _, request in asked])
+        for (fact, request), outcome in zip(asked, outcomes, strict=True):
+            if isinstance(outcome, Refusal):
+                reason = f"{type(request.command).__name__} refused: {type(outcome).__name__}"
+                raise Refused(fact, reason) from outcome
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
 def _deadlines(reaction: Reaction, taken: Taken) -> list[Due]:

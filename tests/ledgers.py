@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import psycopg
 
-from commands.handling import Append, Appended, Log, Spent, Stale
+from commands import log as port
+from commands.log import Append, Outcome, Settled, Spent
 from domain.facts import Envelope, Recorded
 from infra.eventstore import PostgresLog
 from infra.memory import MemoryLog
@@ -17,6 +18,16 @@ from infra.migrate import admin_dsn, schema_of
 from infra.settings import Settings
 
 CLAIM_KEY = b"a claim key of the tests' own"
+
+
+class Log(port.Log, Protocol):
+    """What both logs have beyond what `handle` needs."""
+
+    def append(self, append: Append) -> Outcome:
+        """Submit it, and wait."""
+        ...
+
+    def spent(self, envelope: Envelope) -> Spent | None: ...
 
 
 class Ledger(Protocol):
@@ -105,7 +116,10 @@ class Around:
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         return self.log.read(tenant, after)
 
-    def append(self, append: Append) -> Appended | Spent | Stale:
+    def submit(self, append: Append) -> Settled:
+        return Settled(self.append(append))
+
+    def append(self, append: Append) -> Outcome:
         return self.log.append(append)
 
     def spent(self, envelope: Envelope) -> Spent | None:
@@ -134,7 +148,7 @@ class Watched(Around):
         self.reads.append(dict(after))
         return super().read(tenant, after)
 
-    def append(self, append: Append) -> Appended | Spent | Stale:
+    def append(self, append: Append) -> Outcome:
         self.appends.append(append)
         return super().append(append)
 
@@ -152,7 +166,7 @@ class Overtaken(Watched):
         super().__init__(log)
         self.times, self.other = times, other
 
-    def append(self, append: Append) -> Appended | Spent | Stale:
+    def append(self, append: Append) -> Outcome:
         if self.times:
             self.times -= 1
             self.other(self.times)

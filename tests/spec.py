@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from commands.handling import Actor, Answer, Append, Appended, Command, Handler, Moment
+from commands.handling import Actor, Answer, Command, Handler, Moment
+from commands.log import Append, Appended
 from domain.catalog import Document, Line
 from domain.facts import Envelope, Event, Recorded
 from domain.refusals import Refusal

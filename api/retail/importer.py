@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -19,7 +18,8 @@ from uuid import UUID, uuid5
 from api.retail.file import Invoice, SaleLine
 from commands.capacity import AdjustStock
 from commands.catalog import ListOffer
-from commands.handling import Actor, Answer, Busy, Command, Handler, KeyReused, NotPermitted
+from commands.handling import Actor, Answer, Ask, Command, Handler, KeyReused, NotPermitted
+from commands.log import Busy
 from commands.ordering import PlaceOrder, ReturnGoods
 from commands.payments import AdjustBadDebt
 from domain.capacity import AdjustmentExists, AdjustmentRecorded
@@ -28,7 +28,7 @@ from domain.ordering import GoodsReturned, OrderExists, OrderPlaced, ReturnExist
 from domain.payments import BadDebtAdjusted, PaymentExists
 from domain.refusals import Refusal
 from domain.values import AdjustmentId, OrderId, PaymentId, Permission, ReturnId
-from infra.eventstore import LogUnavailable
+from infra.connection import LogUnavailable
 
 NAMESPACE = UUID("0f0a4a1e-6d0b-5c5e-8b57-3f6a5d6e9c11")
 """Of the ids of imported papers: a constant of the format, never to change."""
@@ -66,9 +66,14 @@ PERMISSIONS = frozenset(
 
 BATCH_INVOICES = 200
 """Looked up in the log in one round trip."""
+TOGETHER_INVOICES = 20
+"""Recorded together, and counted together on the way: about 400 facts, so a commit or two."""
 TRIES_MAX = 4
 """Of one call that meets a fault; the log itself waits 15 s each time for a database that is gone."""
 PAUSE_S = 0.5
+FAULTS = (Busy, LogUnavailable)
+LISTED = (KeyReused, OfferAlreadyListed)
+"""Somebody lists it already."""
 CHANGED = (KeyReused, OrderExists, ReturnExists, AdjustmentExists, PaymentExists)
 CHANGED_REASON = "was imported before with other content"
 
@@ -132,6 +137,10 @@ def titles_of(invoices: Iterable[Invoice]) -> dict[str, str]:
             if line.description and line.code not in titles and (returned or line.quantity > 0):
                 titles[line.code] = line.description
     return titles
+
+
+def _offer_key(code: str) -> str:
+    return f"offer-{code}"
 
 
 def is_charge(code: str) -> bool:
@@ -229,11 +238,11 @@ def import_invoices(
     stop: Callable[[], bool] = lambda: False,
     pause: Callable[[float], None] = time.sleep,
 ) -> Summary:
-    """Record invoices one after another, those that are not recorded yet.
+    """Record invoices, some at a time, those that are not recorded yet.
 
     A refused invoice is reported and the rest goes on; a fault is tried again, then the import stops and says
     where. `on_progress` gets the number of lines that were gone through since its last call, `stop` is asked
-    before each invoice. Raises NotPermitted, before anything is recorded.
+    before each few invoices. Raises NotPermitted, before anything is recorded.
     """
     if missing := PERMISSIONS - actor.permissions:
         raise NotPermitted(f"{', '.join(sorted(missing))} needed to import")
@@ -284,11 +293,11 @@ class _Import:
             for first in range(0, len(invoices), BATCH_INVOICES):
                 batch = invoices[first : first + BATCH_INVOICES]
                 on_file = self._look_up(batch)
-                for invoice in batch:
+                for few in _together(batch):
                     if stop():
                         self.halted = "it was asked to stop"
                         return
-                    yield invoice, self._settle(invoice, on_file)
+                    yield from self._record(few, on_file)
         except Halted as halted:
             self.halted = str(halted)
 
@@ -307,11 +316,33 @@ class _Import:
                     on_file[recorded.stream] = paper.document
         return on_file
 
-    def _settle(self, invoice: Invoice, on_file: Mapping[str, Document]) -> bool | Failure:
+    def _record(
+        self, invoices: Sequence[Invoice], on_file: Mapping[str, Document]
+    ) -> Iterable[tuple[Invoice, bool | Failure]]:
+        """Several at once: the offers they need, their papers, then the second one that the last may have."""
+        known = [self._on_file(invoice, on_file) for invoice in invoices]
+        due = [invoice for invoice, already in zip(invoices, known, strict=True) if already is None]
+        offers = [request for invoice in due for request in self._offers(invoice)]
+        papers = [self._papers(invoice) for invoice in due]
+        answers = self._handle(offers + [first for first, *_ in papers])
+        unlisted = {
+            request.key: answer
+            for request, answer in zip(offers, answers, strict=False)
+            if isinstance(answer, Refusal) and not isinstance(answer, LISTED)
+        }
+        outcomes = [[answer] for answer in answers[len(offers) :]]
+        if outcomes and isinstance(outcomes[-1][0], Answer):
+            outcomes[-1] += self._handle(papers[-1][1:])
+        told = iter(zip(due, outcomes, strict=True))
+        for invoice, already in zip(invoices, known, strict=True):
+            yield invoice, _outcome(*next(told), unlisted) if already is None else already
+
+    def _on_file(self, invoice: Invoice, on_file: Mapping[str, Document]) -> bool | Failure | None:
+        """False or a Failure where it is recorded already, None where it is not, or not all of it."""
         streams = {paper: _stream(self.actor.tenant, invoice.number, paper) for paper in Paper}
         documents = [on_file[stream] for stream in streams.values() if stream in on_file]
         if not documents:
-            return self._record(invoice)
+            return None
         digest = invoice.digest()
         for document in documents:
             if document.digest != digest:
@@ -321,46 +352,74 @@ class _Import:
                 return Failure(invoice.number, invoice.first_line, reason)
         if all(streams[paper] in on_file for paper in papers_of(invoice)):
             return False
-        return self._record(invoice)  # an import ended between its papers
+        return None  # an import ended between its papers
 
-    def _record(self, invoice: Invoice) -> bool | Failure:
-        """True where something was recorded, False where all of it had been."""
-        fresh = False
-        try:
-            self._list_offers(invoice)
-            for key, command in commands_of(invoice, self.actor.tenant, self.currency):
-                answer = self._handle(command, key)
-                fresh |= bool(answer.facts) and not answer.replayed
-        except CHANGED:
-            return Failure(invoice.number, invoice.first_line, CHANGED_REASON)
-        except Refusal as refusal:
-            what = "was refused in part" if fresh else "was refused"
-            return Failure(invoice.number, invoice.first_line, f"{what}: {refusal.title()} ({refusal})")
-        return fresh
+    def _papers(self, invoice: Invoice) -> list[Ask]:
+        commands = commands_of(invoice, self.actor.tenant, self.currency)
+        return [Ask(command, self.actor, key) for key, command in commands]
 
-    def _list_offers(self, invoice: Invoice) -> None:
+    def _offers(self, invoice: Invoice) -> Iterable[Ask]:
         """List what the invoice moves and nobody offers yet; another title, or another actor, is as good."""
         if DEBT.fullmatch(invoice.number):
             return
-        codes = dict.fromkeys(line.code for line in invoice.lines)
-        for code in codes:
+        for code in dict.fromkeys(line.code for line in invoice.lines):
             if code in self.listed or is_charge(code):
                 continue
-            offer = ListOffer(offer=code, title=self.titles.get(code, code))
-            with suppress(KeyReused, OfferAlreadyListed):
-                self._handle(offer, f"offer-{code}")
             self.listed.add(code)
+            title = self.titles.get(code, code)
+            yield Ask(ListOffer(offer=code, title=title), self.actor, _offer_key(code))
 
-    def _handle(self, command: Command, key: str) -> Answer:
-        return self._insisting(lambda: self.handler.handle(command, by=self.actor, key=key))
+    def _handle(self, requests: Sequence[Ask]) -> list[Answer | Refusal]:
+        """Where one met a fault it is asked again, and so is what was refused: it may need that one."""
+        answers: dict[int, Answer | Exception] = {}
+
+        def ask() -> None:
+            waiting = [nth for nth in range(len(requests)) if not isinstance(answers.get(nth), Answer)]
+            told = self.handler.handle_all([requests[nth] for nth in waiting])
+            answers.update(zip(waiting, told, strict=True))
+            for answer in told:
+                if isinstance(answer, Exception) and not isinstance(answer, Refusal):
+                    raise answer
+
+        if requests:
+            self._insisting(ask)
+        return [answer for answer in answers.values() if isinstance(answer, Answer | Refusal)]
 
     def _insisting(self, call: Callable[[], T]) -> T:
         for attempt in range(1, TRIES_MAX):
             try:
                 return call()
-            except (Busy, LogUnavailable):
+            except FAULTS:
                 self.pause(PAUSE_S * attempt)
         try:
             return call()
-        except (Busy, LogUnavailable) as fault:
+        except FAULTS as fault:
             raise Halted(str(fault)) from fault
+
+
+def _together(invoices: Sequence[Invoice]) -> Iterable[Sequence[Invoice]]:
+    """Few enough to be recorded at once; only the last of them may have a second paper."""
+    few: list[Invoice] = []
+    for invoice in invoices:
+        few.append(invoice)
+        if len(few) >= TOGETHER_INVOICES or len(papers_of(invoice)) > 1:
+            yield few
+            few = []
+    if few:
+        yield few
+
+
+def _outcome(
+    invoice: Invoice, answers: Sequence[Answer | Refusal], unlisted: Mapping[str, Refusal]
+) -> bool | Failure:
+    """True where something was recorded, False where all of it had been."""
+    fresh = any(isinstance(each, Answer) and each.facts and not each.replayed for each in answers)
+    refusals = [each for each in answers if isinstance(each, Refusal)]
+    if not refusals:
+        return fresh
+    keys = [_offer_key(line.code) for line in invoice.lines]
+    refusal = next((unlisted[key] for key in keys if key in unlisted), refusals[0])
+    if isinstance(refusal, CHANGED):
+        return Failure(invoice.number, invoice.first_line, CHANGED_REASON)
+    what = "was refused in part" if fresh else "was refused"
+    return Failure(invoice.number, invoice.first_line, f"{what}: {refusal.title()} ({refusal})")

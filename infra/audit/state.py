@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from commands.handling import State
+from commands.memory import State
 from domain.capacity import Adjustment, Pool
 from domain.catalog import Claim, Offer
 from domain.facts import Recorded

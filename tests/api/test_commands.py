@@ -240,12 +240,14 @@ def test_a_database_that_is_away_is_a_fault_and_the_key_makes_the_retry_safe(
     stocked: Shop, api_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = stocked.http.app.state.handler.log  # type: ignore[attr-defined]
-    monkeypatch.setattr("infra.eventstore.RECONNECT_S_MAX", 0.1)
-    log.connection.close()
-    monkeypatch.setattr(log.connection, "dsn", "postgresql://x:y@127.0.0.1:1/x")
+    monkeypatch.setattr("infra.connection.RECONNECT_S_MAX", 0.1)
+    for connection in (log.connection, log.group.connection):
+        connection.close()
+        monkeypatch.setattr(connection, "dsn", "postgresql://x:y@127.0.0.1:1/x")
     answer = stocked.post("/orders", paper(), key="k")
     told(answer, 503, "log-unavailable")
     assert answer.headers["retry-after"]
     assert "127.0.0.1" not in answer.text
-    monkeypatch.setattr(log.connection, "dsn", api_settings.role_dsn("app"))
+    for connection in (log.connection, log.group.connection):
+        monkeypatch.setattr(connection, "dsn", api_settings.role_dsn("app"))
     assert stocked.post("/orders", paper(), key="k").status_code == 201

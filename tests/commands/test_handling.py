@@ -22,28 +22,21 @@ from commands.catalog import ListOffer
 from commands.handling import (
     ATTEMPTS_MAX,
     FACTS_MAX,
-    STREAMS_MAX,
     Actor,
     Answer,
-    Append,
-    Appended,
     BadKey,
     Boundary,
-    Busy,
     Command,
     Handler,
     KeyReused,
-    Log,
-    Memory,
     Moment,
     NotPermitted,
     Read,
-    Spent,
-    Stale,
     TooManyFacts,
-    TooManyStreams,
     UnreadStream,
 )
+from commands.log import Append, Busy, Outcome
+from commands.memory import STREAMS_MAX, Memory, TooManyStreams
 from commands.ordering import PlaceOrder, ReturnGoods
 from domain.capacity import HoldUnknown, PlacesHeld, PlacesTaken, Pool, SoldOut, pool_stream
 from domain.catalog import SlugTaken
@@ -51,7 +44,7 @@ from domain.facts import Event, Recorded
 from domain.ordering import OrderExists, OrderPlaced
 from domain.values import Code, OrderId, Permission, ReturnId
 from infra.eventstore import PostgresLog
-from tests.ledgers import Around, InPostgres, Ledger, Overtaken, Watched
+from tests.ledgers import Around, InPostgres, Ledger, Log, Overtaken, Watched
 from tests.spec import ANA, T0, TENANT, after, document, envelope, given_id, line
 
 PATIENCE_S = 20
@@ -284,7 +277,7 @@ class TakeIfBothAreEmpty(Command, permission=Permission.PLACES_HOLD):
 class ForgetsWhatWasOnlyRead(Around):
     """A deliberately broken log: it pins only what is written."""
 
-    def append(self, append: Append) -> Appended | Spent | Stale:
+    def append(self, append: Append) -> Outcome:
         written = {fact.stream for fact in append.facts}
         pinned = {stream: version for stream, version in append.versions.items() if stream in written}
         return self.log.append(replace(append, versions=pinned))
@@ -332,7 +325,7 @@ def test_no_write_skew_between_connections_that_race(stored: InPostgres) -> None
     for number in range(30):
         pools = (f"a{number}", f"b{number}")
         for pool in pools:
-            run(handlers[0].log, OpenPool(pool=pool), f"open-{pool}")
+            run(stored.open(), OpenPool(pool=pool), f"open-{pool}")
         for each in handlers:
             each.handle(ExpireBoth(pools=pools), by=ANA, key=f"warm-{number}")
         start = threading.Barrier(2)
@@ -453,7 +446,7 @@ def test_a_facts_id_is_the_same_after_a_restore_though_its_position_is_not(ledge
 
 def round_trips(log: PostgresLog, act: Callable[[], object]) -> int:
     """How often the server was done and waited for the client."""
-    pgconn = log.connection.open().pgconn
+    pgconn = log.group.connection.open().pgconn
     with tempfile.TemporaryFile("w+") as trace:
         pgconn.trace(trace.fileno())
         act()
@@ -462,7 +455,10 @@ def round_trips(log: PostgresLog, act: Callable[[], object]) -> int:
         return trace.read().count("ReadyForQuery")
 
 
-def test_an_append_is_one_round_trip_and_leaves_nothing_locked(stored: InPostgres) -> None:
+def test_an_append_is_one_round_trip_and_leaves_nothing_locked(
+    stored: InPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.groupcommit.NOTIFY_S", PATIENCE_S)
     log = stored.open()
     mine = handler(log)
     mine.handle(OpenPool(pool="p"), by=ANA, key="open")
@@ -679,16 +675,20 @@ def test_a_claim_cannot_be_found_by_guessing_without_the_key(stored: InPostgres)
 # ── memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_refusal_from_memory_is_believed_only_after_a_look_at_the_log(ledger: Ledger, log: Log) -> None:
+def test_a_refusal_from_memory_is_believed_only_when_the_log_confirms_what_it_rests_on(
+    ledger: Ledger, log: Log
+) -> None:
     watched = Watched(log)
     mine, other = handler(watched), handler(ledger.open())
     mine.handle(order(1, 10), by=ANA, key="k1")
     other.handle(giveback(2, 4), by=ANA, key="k2")
     mine.handle(order(3, 4), by=ANA, key="k3")
     watched.reads.clear()
+    watched.appends.clear()
     with pytest.raises(SoldOut):
         mine.handle(order(4, 1), by=ANA, key="k4")
-    assert len(watched.reads) == 1
+    assert (watched.reads, [(a.spends, a.facts) for a in watched.appends]) == ([], [(False, ())])
+    assert watched.appends[0].versions["pool-p"] == 4
 
 
 def test_a_handler_with_hardly_any_memory_decides_the_same(log: Log) -> None:

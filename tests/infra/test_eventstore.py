@@ -17,12 +17,14 @@ from eventsourcing.persistence import IntegrityError, JSONTranscoder, Notificati
 from psycopg import sql
 
 from commands.capacity import OpenPool
-from commands.handling import Append, Appended, Handler, Spent
+from commands.handling import Handler
+from commands.log import Append, Appended, Spent
 from domain.capacity import PlacesTaken, PoolAlreadyOpen, PoolOpened
 from domain.facts import Envelope, Recorded
 from domain.values import OrderId
-from infra import eventstore
-from infra.eventstore import Connection, LedgerRecorder, LogUnavailable, PostgresLog, recorder
+from infra import connection
+from infra.connection import Connection, LogUnavailable
+from infra.eventstore import LedgerRecorder, PostgresLog, recorder
 from infra.mapper import FactMapper, Unreadable
 from infra.migrate import admin_dsn
 from tests.ledgers import InPostgres, connected, database
@@ -213,7 +215,7 @@ def test_a_connection_killed_in_the_middle_of_an_append_is_made_again_and_the_ef
             conn.execute("SELECT position FROM head FOR UPDATE")
             appending = threads.submit(log.append, taking("k", 1))
             waiting_for_head(conn)
-            assert kill(conn) == 1
+            assert kill(conn) >= 1
             time.sleep(0.2)
         outcome = appending.result(PATIENCE_S)
     assert isinstance(outcome, Appended)
@@ -253,30 +255,35 @@ def test_connections_killed_at_any_moment_leave_exactly_one_effect_each(stored: 
 class LosesAReply(Connection):
     """The database has committed, and the answer is lost on the way."""
 
-    lost = False
+    lost = True
 
-    def retrying(self, call: Callable[[psycopg.Connection[Any]], T]) -> T:
-        def once(conn: psycopg.Connection[Any]) -> T:
+    def retrying(self, call: Callable[[psycopg.Connection[Any]], T], *, once: bool = False) -> T:
+        def losing(conn: psycopg.Connection[Any]) -> T:
             answer = call(conn)
             if not self.lost:
                 self.lost = True
                 raise psycopg.OperationalError("the connection broke after the commit")
             return answer
 
-        return super().retrying(once)
+        return super().retrying(losing, once=once)
+
+
+def loses_a_reply(log: PostgresLog) -> None:
+    log.group.close()
+    log.group.connection = LosesAReply(log.connection.dsn, log.connection.schema)
+    log.group.connection.lost = False
 
 
 def test_an_answer_lost_after_the_commit_is_found_again_by_its_key(stored: InPostgres) -> None:
-    log = stored.open()
-    log.connection = LosesAReply(log.connection.dsn, log.connection.schema)
-    assert log.append(taking("k", 0)) == Spent(b"d", 1, 1)
-    assert len(log.read(TENANT, {"pool-p": 0})) == 1
+    log = opened(stored, "p")
+    loses_a_reply(log)
+    assert log.append(taking("k", 1)) == Spent(b"d", 2, 1)
+    assert len(log.read(TENANT, {"pool-p": 0})) == 2
 
 
 def test_a_command_whose_answer_was_lost_is_answered_in_full(stored: InPostgres) -> None:
     log = opened(stored, "p")
-    log.connection.close()
-    log.connection = LosesAReply(log.connection.dsn, log.connection.schema)
+    loses_a_reply(log)
     answer = Handler(log, lambda: T0).handle(OpenPool(pool="q"), by=ANA, key="k")
     assert [fact.event for fact in answer.facts] == [PoolOpened(pool="q", capacity=None)]
 
@@ -298,7 +305,7 @@ def gone(stored: InPostgres) -> Iterator[None]:
 def test_a_database_that_is_gone_is_a_fault_within_the_limit_and_no_effect_after_it(
     stored: InPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eventstore, "RECONNECT_S_MAX", 0.7)
+    monkeypatch.setattr(connection, "RECONNECT_S_MAX", 0.7)
     log = opened(stored, "p")
     with gone(stored):
         for call in (
@@ -324,7 +331,7 @@ def test_a_database_that_comes_back_in_time_is_waited_for(stored: InPostgres) ->
 
 
 def test_a_server_that_is_not_there_is_the_same_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eventstore, "RECONNECT_S_MAX", 0.3)
+    monkeypatch.setattr(connection, "RECONNECT_S_MAX", 0.3)
     log = PostgresLog("postgresql://u:p@127.0.0.1:1/none", "ledger_0", b"key")
     with pytest.raises(LogUnavailable):
         log.append(taking("k", 0))

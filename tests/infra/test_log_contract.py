@@ -14,11 +14,11 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from commands.handling import Append, Appended, Log, Spent, Stale
+from commands.log import Append, Appended, Spent, Stale
 from domain.capacity import PlacesTaken, PoolOpened
 from domain.facts import Event, Recorded
 from domain.values import Code, OrderId
-from tests.ledgers import Around, InMemory, InPostgres, Ledger
+from tests.ledgers import Around, InMemory, InPostgres, Ledger, Log
 from tests.spec import ANA, T0, TENANT, after, envelope
 
 PATIENCE_S = 20

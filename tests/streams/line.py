@@ -9,7 +9,8 @@ from typing import Any
 
 import psycopg
 
-from commands.handling import Append, Appended, Handler
+from commands.handling import Handler
+from commands.log import Append, Appended
 from domain.facts import Event, Recorded
 from domain.payments import PaymentRecorded
 from infra.analytics import ClickHouse, ClickHouseSink

@@ -28,7 +28,8 @@ from api.retail.importer import (
 )
 from commands.capacity import AdjustStock
 from commands.catalog import ListOffer
-from commands.handling import Actor, Append, Appended, Busy, Handler, NotPermitted, Spent, Stale
+from commands.handling import Actor, Handler, NotPermitted
+from commands.log import Append, Busy, Outcome
 from commands.ordering import PlaceOrder, ReturnGoods
 from commands.payments import AdjustBadDebt
 from domain.capacity import AdjustmentRecorded, PlacesReturned, PlacesTaken, PoolOpened, StockAdjusted
@@ -37,7 +38,8 @@ from domain.facts import Recorded
 from domain.ordering import GoodsReturned, OrderPlaced
 from domain.payments import BadDebtAdjusted
 from domain.values import Permission
-from infra.eventstore import LogUnavailable, PostgresLog
+from infra.connection import LogUnavailable
+from infra.eventstore import PostgresLog
 from infra.memory import MemoryLog
 from infra.migrate import schema_of
 from infra.settings import Settings
@@ -88,6 +90,24 @@ def events_of(log: MemoryLog, *kinds: type) -> list[object]:
 def content_of(log: MemoryLog) -> list[tuple[str, int, bytes]]:
     """Every fact in its stream, whoever recorded it under whatever key."""
     return sorted((r.stream, r.version, r.event.stored()) for r in facts_of(log))
+
+
+def facts_by_stream(log: MemoryLog) -> list[tuple[str, bytes]]:
+    """Whatever came first: of invoices that are recorded together, a fault may put one behind the others."""
+    return sorted((stream, stored) for stream, _, stored in content_of(log))
+
+
+@pytest.fixture(params=[1, 20], ids=["one at a time", "together"])
+def together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many invoices are recorded at once."""
+    monkeypatch.setattr("api.retail.importer.TOGETHER_INVOICES", request.param)
+    return int(request.param)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One invoice at a time: what happens between two of them can be said exactly."""
+    monkeypatch.setattr("api.retail.importer.TOGETHER_INVOICES", 1)
 
 
 @pytest.fixture
@@ -185,6 +205,7 @@ def test_charges_are_told_by_their_codes_in_any_letter_case() -> None:
 # ── what is recorded ──────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("together")
 def test_the_corners_of_the_format_become_these_papers(log: MemoryLog) -> None:
     summary = imported(log, read_invoices(CORNERS))
     assert (summary.invoices, summary.lines, summary.imported, summary.failed) == (7, 13, 7, [])
@@ -201,6 +222,7 @@ def test_the_corners_of_the_format_become_these_papers(log: MemoryLog) -> None:
     ]
 
 
+@pytest.mark.usefixtures("together")
 def test_goods_move_their_pools_and_charges_move_none(log: MemoryLog) -> None:
     imported(log, read_invoices(CORNERS))
     moves = [
@@ -317,6 +339,7 @@ def test_an_adjustment_that_became_something_else_is_an_error_too(
     assert len(log.rows) == facts
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("beside", [ANA, BEN], ids=["the same actor", "another actor"])
 def test_two_imports_at_once_record_each_invoice_once(log: MemoryLog, beside: Actor) -> None:
     """The second one runs to its end after the first has looked its batch up and recorded one invoice."""
@@ -335,6 +358,7 @@ def test_two_imports_at_once_record_each_invoice_once(log: MemoryLog, beside: Ac
     assert content_of(log) == content_of(alone)
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("beside", [ANA, BEN], ids=["the same actor", "another actor"])
 def test_two_imports_at_once_of_other_content_do_not_both_succeed(log: MemoryLog, beside: Actor) -> None:
     def meanwhile(lines: int) -> None:
@@ -358,6 +382,7 @@ def test_an_offer_that_somebody_listed_under_another_title_is_there(log: MemoryL
 # ── refusals and faults ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.usefixtures("together")
 def test_a_refused_invoice_is_reported_and_the_rest_goes_on(log: MemoryLog) -> None:
     handler_of(log).handle(ListOffer(offer="rare", title="RARE", capacity=5), by=ANA, key="k")
     summary = imported(log, [invoice("1"), invoice("2", sale("rare", 6), first_line=3), invoice("3")])
@@ -368,6 +393,7 @@ def test_a_refused_invoice_is_reported_and_the_rest_goes_on(log: MemoryLog) -> N
     assert imported(log, [invoice("1"), invoice("2", sale("rare", 6)), invoice("3")]).already_imported == 2
 
 
+@pytest.mark.usefixtures("together")
 def test_amounts_beyond_the_books_are_a_refusal_and_name_the_part_that_was_recorded(log: MemoryLog) -> None:
     endless = SaleLine("71053", "x", -(2**31 - 1), 10**18, None)
     summary = imported(log, [invoice("1", sale(), endless)])
@@ -390,7 +416,7 @@ class Fragile(MemoryLog):
         self.faults, self.fault = faults, fault
         self.calls = count()
 
-    def append(self, append: Append) -> Appended | Spent | Stale:
+    def append(self, append: Append) -> Outcome:
         when = self.faults.get(next(self.calls))
         if when == "before":
             raise self.fault("gone")
@@ -400,6 +426,7 @@ class Fragile(MemoryLog):
         return answer
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("fault", [LogUnavailable, Busy])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_fault_is_tried_again_within_a_limit(fault: type[Exception], when: str) -> None:
@@ -409,9 +436,10 @@ def test_a_fault_is_tried_again_within_a_limit(fault: type[Exception], when: str
     assert (summary.invoices, summary.failed, summary.stopped) == (len(invoices), [], None)
     alone = MemoryLog()
     imported(alone, invoices)
-    assert content_of(shaken) == content_of(alone)
+    assert facts_by_stream(shaken) == facts_by_stream(alone)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_log_that_stays_away_ends_the_import_which_says_how_far_it_came() -> None:
     away = Fragile(dict.fromkeys(range(5, 100), "before"))
     paused: list[float] = []
@@ -425,6 +453,7 @@ def test_a_log_that_stays_away_ends_the_import_which_says_how_far_it_came() -> N
     )
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("appends", range(16))
 def test_an_import_cut_off_anywhere_is_continued_by_the_next(appends: int, when: str) -> None:
@@ -437,9 +466,10 @@ def test_an_import_cut_off_anywhere_is_continued_by_the_next(appends: int, when:
     assert second.already_imported >= first.imported
     alone = MemoryLog()
     imported(alone, invoices)
-    assert content_of(cut) == content_of(alone)
+    assert facts_by_stream(cut) == facts_by_stream(alone)
 
 
+@pytest.mark.usefixtures("alone")
 def test_an_import_that_is_asked_to_stop_stops_between_invoices(log: MemoryLog) -> None:
     asked = iter([False, False, True])
     summary = imported(log, read_invoices(CORNERS), stop=lambda: next(asked))
@@ -481,6 +511,7 @@ def ledger(settings: Settings) -> Iterator[PostgresLog]:
     opened.close()
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_small_file_is_imported_once_on_postgres(ledger: PostgresLog) -> None:
     invoices = read_invoices(CORNERS)
     assert imported(ledger, invoices, stop=iter([False] * 5 + [True]).__next__).imported == 5
