@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from pydantic import NaiveDatetime
@@ -44,7 +44,7 @@ class Engine(StrEnum):
     CLICKHOUSE = "clickhouse"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # itself and no other: it is looked up for every row
 class Table:
     """A table of a read model. Every table also has the tenant, first in its key.
 
@@ -53,7 +53,8 @@ class Table:
     """
 
     name: str
-    row: type[Value]
+    row: type
+    """A pydantic class; or a plain dataclass where a fact makes so many rows that checking them shows."""
     key: tuple[str, ...]
     engine: Engine = Engine.POSTGRES
     sums: tuple[str, ...] = ()
@@ -69,38 +70,46 @@ class Table:
 
 
 @lru_cache(maxsize=1_000)
-def columns_of(row: type[Value]) -> tuple[Column, ...]:
+def columns_of(row: type) -> tuple[Column, ...]:
     columns = [Column("tenant", "text")]
-    for name, described in row.model_fields.items():
-        kind, nullable = described.annotation, False
-        if get_origin(kind) in (Union, UnionType):
-            kind, nullable = next(part for part in get_args(kind) if part is not NoneType), True
-        columns.append(Column(name, "big" if "big" in described.metadata else KINDS[kind], nullable))
+    for name, kind, metadata in _fields(row):
+        nullable = get_origin(kind) in (Union, UnionType)
+        if nullable:
+            kind = next(part for part in get_args(kind) if part is not NoneType)
+        columns.append(Column(name, "big" if "big" in metadata else KINDS[kind], nullable))
     return tuple(columns)
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+def _fields(row: type) -> Iterator[tuple[str, Any, Sequence[Any]]]:
+    """Names, types, and what a type is annotated with."""
+    if issubclass(row, Value):
+        for name, described in row.model_fields.items():
+            yield name, described.annotation, described.metadata
+    else:
+        for name, kind in get_type_hints(row, include_extras=True).items():
+            marked = get_origin(kind) is Annotated
+            yield name, get_args(kind)[0] if marked else kind, get_args(kind)[1:] if marked else ()
+
+
+class Put(NamedTuple):
     """Insert the row, or replace the one with the same key. Only facts of one stream put one row."""
 
     table: Table
-    row: Value
+    row: object
 
     @property
     def key(self) -> tuple[Any, ...]:
         return tuple(getattr(self.row, column) for column in self.table.key)
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     """Remove the row, if it is there."""
 
     table: Table
     key: tuple[Any, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Add:
+class Add(NamedTuple):
     """Add to the sums of a row, made at zero when it is not there. Postgres only: commutative, not
     idempotent, safe because the checkpoint commits with it."""
 

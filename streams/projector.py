@@ -11,16 +11,20 @@ from typing import Any
 from domain.facts import Recorded
 from domain.registry import EVENTS
 from infra.ledger import Ledger, Place
-from infra.mapper import StoredFact, Unreadable
+from infra.mapper import StoredFact
 from infra.sinks import Follower, Held, Reached, Refused, Sink, Taken, Unit, Wanted
 from projections.rows import Projection
-from streams.topics import Run, context_of, partition_of
+from streams.topics import Lately, Run, context_of, partition_of
 
 HEAL_POSITIONS_MAX = 20_000
 """Of one partition, read from the log in one commit; a longer gap takes several."""
 HEAL_LOOKS_BUSY = 5
 """While records keep coming, one that is late by fewer looks waits its turn in a busy worker."""
 DRAIN_MAX = 500
+SHARED_BYTES_MIN = 512
+"""A shorter fact is no paper: few follow it, and it is decoded as fast as it is found."""
+SHARED_BYTES_MAX = 2 * 1024 * 1024
+"""Of stored facts kept decoded, where they take about ten times as much."""
 BEHIND = "behind a parked fact of its stream"
 
 log = logging.getLogger("counterfoil.projector")
@@ -41,6 +45,19 @@ class Projecting:
         return self.projection.project(recorded)
 
 
+class Decoding:
+    """Facts decoded once for all projectors of a process, as long as they are not too far from each other."""
+
+    def __init__(self) -> None:
+        self.lately: Lately[StoredFact, Recorded] = Lately(
+            StoredFact.recorded, lambda fact: len(fact.state), SHARED_BYTES_MAX
+        )
+
+    def recorded(self, fact: StoredFact) -> Recorded:
+        """Raises Unreadable."""
+        return fact.recorded() if len(fact.state) < SHARED_BYTES_MIN else self.lately.of(fact)
+
+
 @dataclass(slots=True)
 class Counted:
     """What a projector has done since it started."""
@@ -49,6 +66,17 @@ class Counted:
     healed: int = 0
     duplicates: int = 0
     parked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What is new in a partition."""
+
+    facts: list[StoredFact]
+    reached: int
+    whole: bool
+    """Nothing of what arrived is left for another unit."""
+    names: set[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +97,16 @@ class Projector:
     the rows, so a crash anywhere repeats work and never an effect.
     """
 
-    def __init__(self, ledger: str, log: Ledger, sink: Sink, followers: Sequence[Follower]) -> None:
+    def __init__(
+        self,
+        ledger: str,
+        log: Ledger,
+        sink: Sink,
+        followers: Sequence[Follower],
+        decoding: Decoding | None = None,
+    ) -> None:
         self.ledger, self.log, self.sink, self.followers = ledger, log, sink, followers
+        self.decoding = decoding or Decoding()
         self.contexts = frozenset(context for follower in followers for context in follower.contexts)
         self.counted = Counted()
         self.turn = asyncio.Lock()
@@ -112,21 +148,19 @@ class Projector:
             held = await unit.hold(wanted)
             marks = _least(held)
             missed = await self._missed({place: _gaps(by_place[place], marks[place]) for place in marks})
-            collected: dict[Place, tuple[list[StoredFact], int]] = {}
+            collected: dict[Place, Collected] = {}
             for place, mark in marks.items():
-                facts, reached, whole = _collect(by_place[place], mark, missed[place], counted)
-                collected[place] = facts, reached
-                if not whole:
+                collected[place] = _collect(by_place[place], mark, missed[place], counted)
+                if not collected[place].whole:
                     unfinished[place] = by_place[place]
-            decoded: dict[int, Recorded | Unreadable] = {}
             moved: list[Reached] = []
             for follower, _ in wanted:
                 standing = held[follower.name]
-                await self._follow(unit, follower, standing, collected, decoded, counted, careful=careful)
+                await self._follow(unit, follower, standing, collected, counted, careful=careful)
                 ahead = {
-                    place: collected[place][1]
+                    place: collected[place].reached
                     for place, mark in standing.marks.items()
-                    if collected[place][1] > mark
+                    if collected[place].reached > mark
                 }
                 if ahead:
                     moved.append((follower, standing.version, ahead))
@@ -154,28 +188,27 @@ class Projector:
         unit: Unit,
         follower: Follower,
         standing: Held,
-        collected: dict[Place, tuple[list[StoredFact], int]],
-        decoded: dict[int, Recorded | Unreadable],
+        collected: dict[Place, Collected],
         counted: Counted,
         *,
         careful: bool,
     ) -> None:
         """Hand a follower what is new to it; what it cannot take is parked, with all behind it."""
         taken: list[Taken] = []
-        place_of: dict[int, Place] = {}
         aside: list[tuple[Place, StoredFact, str]] = []
         for place, mark in standing.marks.items():
-            for fact in collected[place][0]:
-                if fact.position <= mark:
+            # The rest is not its business; a name nobody knows is everybody's.
+            concerning = {
+                name for name in collected[place].names if name in follower.names or name not in EVENTS
+            }
+            for fact in collected[place].facts if concerning else ():
+                if fact.position <= mark or fact.name not in concerning:
                     continue
-                if fact.name not in follower.names and fact.name in EVENTS:
-                    continue  # not its business; a name nobody knows is everybody's
-                place_of[fact.position] = place
                 if fact.originator_id in standing.parked:
                     aside.append((place, fact, BEHIND))
                     continue
                 try:
-                    recorded = _decode(fact, decoded)
+                    recorded = self.decoding.recorded(fact)
                     taken.append((fact, recorded, follower.take(recorded)))
                 except Exception as broken:  # noqa: BLE001  whatever a fact breaks, it breaks for its stream alone
                     standing.parked.add(fact.originator_id)
@@ -184,6 +217,7 @@ class Projector:
         if taken and not careful:
             await unit.write(follower, standing.version, taken)
         elif taken:
+            place_of = {fact.position: place for place in standing.marks for fact in collected[place].facts}
             for fact, reason in await self._write(unit, follower, standing.version, taken, standing.parked):
                 aside.append((place_of[fact.position], fact, reason))
         for place, fact, reason in aside:
@@ -289,20 +323,6 @@ class Projector:
         return waiting[-1][1], drained
 
 
-def _decode(fact: StoredFact, decoded: dict[int, Recorded | Unreadable]) -> Recorded:
-    """Once for all followers, the failure too."""
-    found = decoded.get(fact.position)
-    if found is None:
-        try:
-            found = fact.recorded()
-        except Unreadable as broken:
-            found = broken
-        decoded[fact.position] = found
-    if isinstance(found, Unreadable):
-        raise found
-    return found
-
-
 # ── what arrived, and what did not ────────────────────────────────────────────────────────────────
 
 
@@ -343,12 +363,10 @@ def _merged(gaps: Iterable[Gap]) -> list[Gap]:
     return merged
 
 
-def _collect(
-    runs: list[Run], mark: int, missed: list[StoredFact], counted: Counted
-) -> tuple[list[StoredFact], int, bool]:
-    """The partition's facts past the mark, in order, with those that were missed; how far they reach."""
+def _collect(runs: list[Run], mark: int, missed: list[StoredFact], counted: Counted) -> Collected:
+    """The partition's facts past the mark, in order, with those that were missed."""
     facts: list[StoredFact] = []
-    reached = mark
+    reached, whole = mark, True
     counted.healed += len(missed)
     for run in _in_order(runs):
         if run.last <= reached:
@@ -359,7 +377,8 @@ def _collect(
             facts += [fact for fact in missed if reached < fact.position <= upto]
             reached = upto
             if upto < run.after:
-                return facts, reached, False
+                whole = False
+                break
         facts += [fact for fact in run.facts if fact.position > reached]
         reached = run.last
-    return facts, reached, True
+    return Collected(facts, reached, whole, {fact.name for fact in facts})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Generic, TypeVar
 
 from infra.ledger import Place
 from infra.mapper import StoredFact
@@ -14,6 +14,7 @@ from infra.places import PARTITIONS, context_of, partition_of, place_of, topic_o
 __all__ = [
     "PARTITIONS",
     "BadRecord",
+    "Lately",
     "Run",
     "context_of",
     "pack",
@@ -28,9 +29,16 @@ __all__ = [
 RUN_BYTES_MAX = 256 * 1024
 """A record's size, as far as whole facts allow; brokers refuse more than 1 MiB by default."""
 
+LATELY_BYTES_MAX = 8 * 1024 * 1024
+"""Of records kept unpacked for the other feeds: the one that collects blocks is a second or two behind."""
+
 HEADER = struct.Struct(">BQQI")
 FACT = struct.Struct(">QQHHI")
 FORMAT = 1
+
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class BadRecord(ValueError):
@@ -64,8 +72,38 @@ def pack(run: Run) -> bytes:
     return b"".join(parts)
 
 
-@lru_cache(maxsize=128)  # several feeds of one worker get the same record
+class Lately(Generic[K, V]):
+    """What was made of some keys lately, the oldest forgotten first. Not for several threads.
+
+    Bounded by what `size` says of the keys, in bytes: a count would not bound memory. A key is the whole
+    content, so that nothing is ever found for other content.
+    """
+
+    def __init__(self, make: Callable[[K], V], size: Callable[[K], int], bytes_max: int) -> None:
+        self.make, self.size, self.bytes_max = make, size, bytes_max
+        self.kept: dict[K, V] = {}
+        self.bytes = 0
+
+    def of(self, key: K) -> V:
+        """What is kept, or made now; what `make` raises is not kept."""
+        found = self.kept.get(key)
+        if found is None:
+            found = self.kept[key] = self.make(key)
+            self.bytes += self.size(key)
+            while self.bytes > self.bytes_max:
+                oldest = next(iter(self.kept))
+                del self.kept[oldest]
+                self.bytes -= self.size(oldest)
+        return found
+
+
 def unpack(topic: str, partition: int, record: bytes) -> Run:
+    """Once for all feeds of a worker. Raises BadRecord."""
+    return UNPACKED.of((topic, partition, record))
+
+
+def _unpack(key: tuple[str, int, bytes]) -> Run:
+    topic, partition, record = key
     try:
         form, after, last, count = HEADER.unpack_from(record)
         if form != FORMAT:
@@ -91,6 +129,9 @@ def unpack(topic: str, partition: int, record: bytes) -> Run:
     except (struct.error, UnicodeDecodeError) as broken:
         raise BadRecord(str(broken)) from broken
     return Run(topic, partition, after, last, tuple(facts))
+
+
+UNPACKED = Lately(_unpack, lambda key: len(key[2]), LATELY_BYTES_MAX)
 
 
 def runs(ledger: str, facts: Iterable[StoredFact], heads: dict[Place, int]) -> Iterator[Run]:

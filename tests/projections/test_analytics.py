@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, make_dataclass
 from datetime import timedelta
+from typing import get_type_hints
+
+from pydantic import TypeAdapter
 
 from domain.capacity import AdjustmentRecorded
-from projections.analytics import BY_COUNTRY, BY_CUSTOMER, BY_MONTH, SALE_LINES, TOTALS
+from projections.analytics import BY_COUNTRY, BY_CUSTOMER, BY_MONTH, SALE_LINES, TOTALS, SaleLineRow
+from projections.rows import Big, Column, columns_of
 from tests.domain.samples import ADJUSTMENT
 from tests.projections.tables import after
 from tests.projections.test_ordering import placed, returned
@@ -74,3 +79,19 @@ def test_each_line_is_a_row_under_its_position_and_number() -> None:
         "country": "United Kingdom",
         "placed_at": document().placed_at,
     }
+
+
+def test_a_plain_row_has_columns_as_a_checked_one_has() -> None:
+    kinds = {column.name: column.kind for column in SALE_LINES.columns}
+    assert list(kinds) == ["tenant", *(field.name for field in fields(SaleLineRow))]
+    assert (kinds["position"], kinds["charge"], kinds["placed_at"]) == ("int", "bool", "local")
+    assert [column.name for column in SALE_LINES.columns if column.nullable] == ["customer"]
+    marked = make_dataclass("Marked", [("big", Big)])
+    assert columns_of(marked)[1] == Column("big", "big")
+
+
+def test_what_a_plain_row_holds_is_what_its_types_say() -> None:
+    """Nobody checks it in the worker."""
+    for row in after(ORDER, BACK, BROKEN, WRITTEN_OFF).rows(SALE_LINES):
+        for name, kind in get_type_hints(SaleLineRow).items():
+            TypeAdapter(kind).validate_python(row[name], strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -19,10 +20,11 @@ from domain.values import OrderId, Value
 from infra.ledger import DATABASE_FAULTS
 from infra.mapper import StoredFact
 from infra.readmodel import definitions
+from projections.analytics import SaleLineRow
 from projections.registry import PROJECTIONS
 from projections.rows import Add, Engine, Projection, Put, RowOp, Table
 from streams import projector as projector_module
-from streams.projector import Projecting, Projector
+from streams.projector import Decoding, Projecting, Projector
 from streams.topics import Run, context_of
 from tests.spec import ANA, document
 from tests.spec import line as order_line
@@ -229,6 +231,31 @@ def test_what_all_partitions_of_a_topic_miss_is_read_once(
             assert await projector.heal_tails() > len(projector.contexts)
             assert len(read) == len({context for context, _, _ in read})
         right(sold, "postgres")
+
+    go(story())
+
+
+def test_projectors_that_share_their_decoding_read_a_paper_once(
+    both: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its content is the key: another ledger's fact of the same position is another fact."""
+
+    async def story() -> None:
+        place(both, range(ORDERS))
+        papers = [fact for fact in both.stored() if len(fact.state) >= projector_module.SHARED_BYTES_MIN]
+        assert papers
+        decoding = Decoding()
+        async with both.projecting() as rows, both.projecting("clickhouse") as blocks:
+            rows.decoding = blocks.decoding = decoding
+            await rows.take(both.runs())
+            assert set(decoding.lately.kept) == {fact for fact in papers if fact.name == OrderPlaced.name}
+            kept = list(decoding.lately.kept.values())
+            await blocks.take(both.runs())
+            assert all(a is b for a, b in zip(kept, decoding.lately.kept.values(), strict=True))
+        right(both, "postgres")
+        right(both, "clickhouse")
+        other = papers[0]._replace(state=papers[-1].state)
+        assert decoding.recorded(other).event == papers[-1].recorded().event
 
     go(story())
 
@@ -635,10 +662,9 @@ def test_the_one_row_that_clickhouse_cannot_hold_is_found_and_parked(both: Line)
         match recorded.event:
             case OrderPlaced(order_id=found) if found == order_id(OVERFLOWING):
                 return [
-                    Put(op.table, op.row.model_copy(update={"quantity": 2**70}))
-                    if isinstance(op, Put)
-                    else op
+                    Put(op.table, replace(op.row, quantity=2**70))
                     for op in ops
+                    if isinstance(op, Put) and isinstance(op.row, SaleLineRow)
                 ]
         return ops
 

@@ -15,6 +15,7 @@ from streams.topics import (
     PARTITIONS,
     RUN_BYTES_MAX,
     BadRecord,
+    Lately,
     Run,
     context_of,
     pack,
@@ -103,3 +104,31 @@ def test_each_context_has_a_topic_that_names_ledger_and_partitions() -> None:
     assert topics("0") == [f"counterfoil.0.{context}.v1.p{PARTITIONS}" for context in CONTEXTS]
     assert [context_of(topic) for topic in topics("0")] == list(CONTEXTS)
     assert topic_of("7", "ordering") != topic_of("0", "ordering")
+
+
+def test_what_was_made_lately_is_bounded_by_bytes_and_never_of_other_content() -> None:
+    made: list[bytes] = []
+
+    def double(key: bytes) -> bytes:
+        made.append(key)
+        return key * 2
+
+    lately = Lately(double, len, 10)
+    for key in (b"aaaa", b"bbbb", b"aaaa", bytes(bytearray(b"bbbb"))):
+        assert lately.of(key) == key * 2
+    assert made == [b"aaaa", b"bbbb"]
+    lately.of(b"cccc")
+    assert (sorted(lately.kept), lately.bytes) == ([b"bbbb", b"cccc"], 8)
+    lately.of(b"d" * 11)  # alone it is too much
+    assert (lately.kept, lately.bytes) == ({}, 0)
+    assert lately.of(b"aaaa") == b"aaaaaaaa"
+
+
+def test_what_cannot_be_made_is_not_kept() -> None:
+    def refuse(key: bytes) -> bytes:
+        raise BadRecord("never")
+
+    lately = Lately(refuse, len, 10)
+    with pytest.raises(BadRecord):
+        lately.of(b"a")
+    assert (lately.kept, lately.bytes) == ({}, 0)
