@@ -9,7 +9,7 @@ EXTRAS ?= embedded dev
 # Each test worker starts its own engines: more than the cores of a small machine only slows them all down.
 WORKERS ?= 2
 
-.PHONY: help install demo up test check chaos test-servers bench format lock clean
+.PHONY: help install demo up test check chaos test-servers bench bench-log format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -40,6 +40,9 @@ test-servers: install ## the end-to-end tests against Apache Kafka and Debian's 
 
 bench: install ## measure, interleaved with floors, into docs/benchmarks.md (ARGS=--quick)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-log: install ## race the log against its floor and its peers, into build/bench/log.json (ARGS=--quick)
+	$(BIN)/python -m tests.benchmarks.log $(ARGS)
 
 format: install ## put imports and layout in order
 	$(BIN)/ruff check --fix .
