@@ -20,9 +20,9 @@ import faust
 import faust.transport.drivers.aiokafka as driver
 import mode
 
-from commands.handling import Busy
+from commands.log import Busy
 from infra.analytics import AnalyticsUnavailable, ClickHouseSink
-from infra.eventstore import LogUnavailable
+from infra.connection import LogUnavailable
 from infra.ledger import DATABASE_FAULTS, Ledger
 from infra.readmodel import PostgresSink
 from infra.runtime import Runtime, run_role
