@@ -28,11 +28,11 @@ from api.report import ReportUnavailable, report, wait_for
 from api.retail.file import BadFile, Invoice, read_invoices
 from api.retail.importer import Summary, import_invoices
 from api.stack import Stack, stack
+from infra.connection import LogUnavailable
 from infra.engines.footprint import Peak
 from infra.engines.home import Addresses
 from infra.engines.server import EngineFault
 from infra.engines.supervisor import Role, supervise
-from infra.eventstore import LogUnavailable
 from infra.migrate import MigrationChanged, migrate
 from infra.runtime import Runtime, operator
 from infra.settings import BadSetting, Settings
