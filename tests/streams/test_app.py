@@ -45,6 +45,15 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_module, "STALLED_S", 0.5)
 
 
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """A worker looks for cycles less often; the suite goes on as it was."""
+    thresholds = gc.get_threshold()
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+
+
 def test_a_feed_that_lives_on_healing_alone_gives_itself_up(line: Line, quick: None) -> None:
     async def story() -> None:
         async with line.projecting() as projector:
