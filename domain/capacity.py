@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from heapq import heappop, heappush
 from typing import Annotated
 
 from pydantic import Field
@@ -129,6 +130,10 @@ class Pool:
     used: int = 0
     """Taken and confirmed, less returned, less what adjustments added."""
     holds: dict[HoldId, Hold] = field(default_factory=dict)
+    held: int = field(default=0, repr=False)
+    """Places of all `holds`."""
+    deadlines: list[tuple[datetime, HoldId]] = field(default_factory=list, repr=False)
+    """A heap over the holds, and some that ended early: many cost no more than few."""
     dead: set[HoldId] = field(default_factory=set)
     """Past their deadline, and their end not on record yet: no rule but that of `ExpireHold` reads them."""
 
@@ -145,19 +150,39 @@ class Pool:
             case PlacesHeld():
                 self._bury(event.at)
                 self.holds[event.hold_id] = Hold(event.quantity, event.expires_at)
+                self.held += event.quantity
+                heappush(self.deadlines, (event.expires_at, event.hold_id))
             case HoldConfirmed():
-                self.holds.pop(event.hold_id, None)
+                self._end(event.hold_id)
                 self.used += event.quantity
                 self._bury(event.at)
             case HoldReleased() | HoldExpired():
-                self.holds.pop(event.hold_id, None)
+                self._end(event.hold_id)
                 self.dead.discard(event.hold_id)
                 self._bury(event.at)
 
+    def _end(self, hold_id: HoldId) -> Hold | None:
+        hold = self.holds.pop(hold_id, None)
+        if hold is not None:
+            self.held -= hold.quantity
+        return hold
+
     def _bury(self, at: datetime) -> None:
-        for hold_id in [hold_id for hold_id, hold in self.holds.items() if hold.expires_at <= at]:
-            del self.holds[hold_id]
-            self.dead.add(hold_id)
+        while self.deadlines and self.deadlines[0][0] <= at:
+            _, hold_id = heappop(self.deadlines)
+            if self._end(hold_id) is not None:
+                self.dead.add(hold_id)
+
+    def _live(self, now: datetime) -> int:
+        """Places of the holds that are alive at `now`: all but those at the top of the heap."""
+        live, look = self.held, [0]
+        while look:
+            nth = look.pop()
+            if nth < len(self.deadlines) and self.deadlines[nth][0] <= now:
+                hold = self.holds.get(self.deadlines[nth][1])
+                live -= 0 if hold is None else hold.quantity
+                look += (2 * nth + 1, 2 * nth + 2)
+        return live
 
     def require_open(self, pool: Code) -> None:
         if not self.open:
@@ -171,8 +196,7 @@ class Pool:
         self.require_open(pool)
         if self.capacity is None or quantity <= 0:
             return
-        held = sum(hold.quantity for hold in self.holds.values() if hold.expires_at > now)
-        left = self.capacity - self.used - held
+        left = self.capacity - self.used - self._live(now)
         if quantity > left:
             raise SoldOut(f"pool {pool}: {max(left, 0)} left, {quantity} asked for")
 

@@ -25,6 +25,7 @@ HEADER = struct.Struct(">qHHH")
 REST = struct.Struct(">HHH")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error)
@@ -63,7 +64,7 @@ def envelope_json(envelope: Envelope) -> bytes:
         document["correlation"] = str(envelope.correlation)
     if envelope.causation is not None:
         document["causation"] = str(envelope.causation)
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return COMPACT.encode(document).encode()
 
 
 @lru_cache(maxsize=4_096)  # one envelope is shared by all facts of a command

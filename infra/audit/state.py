@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,8 +52,14 @@ class StreamState:
             "version": last.version,
             "position": last.position,
             "facts": [_fact(recorded) for recorded in self.facts],
-            "states": {name: _plain(asdict(state)) for name, state in self.states.items()},  # type: ignore[call-overload]
+            "states": {name: _plain(_told(state)) for name, state in self.states.items()},
         }
+
+
+def _told(state: State) -> dict[str, Any]:
+    """Its fields, those apart that are only there to be quick."""
+    told = {each.name for each in fields(state) if each.repr}  # type: ignore[arg-type]
+    return {name: value for name, value in asdict(state).items() if name in told}  # type: ignore[call-overload]
 
 
 def _fact(recorded: Recorded) -> dict[str, Any]:
