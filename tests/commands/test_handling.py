@@ -321,11 +321,11 @@ def test_the_proof_notices_a_log_that_forgets_what_was_only_read(ledger: Ledger)
 
 
 def test_no_write_skew_between_connections_that_race(stored: InPostgres) -> None:
-    handlers = [handler(stored.open()) for _ in range(2)]
+    handlers, opener = [handler(stored.open()) for _ in range(2)], stored.open()
     for number in range(30):
         pools = (f"a{number}", f"b{number}")
         for pool in pools:
-            run(stored.open(), OpenPool(pool=pool), f"open-{pool}")
+            run(opener, OpenPool(pool=pool), f"open-{pool}")
         for each in handlers:
             each.handle(ExpireBoth(pools=pools), by=ANA, key=f"warm-{number}")
         start = threading.Barrier(2)

@@ -15,12 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
-from tests.benchmarks.__main__ import machine
 from tests.benchmarks.log import alone, races
 from tests.benchmarks.log.lab import Lab, say
 from tests.benchmarks.log.peers import installed
 from tests.benchmarks.log.plan import Plan, planned
-from tests.benchmarks.log.report import KEYS, report, tables
+from tests.benchmarks.log.report import KEYS, machine, report, tables
 
 SCENARIOS = {
     "append": races.append,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.table import Table
 
+from tests.benchmarks.ingest import processor
 from tests.benchmarks.log.contenders import CONTENDERS
 from tests.benchmarks.log.lab import Lab
 from tests.benchmarks.log.plan import Plan
@@ -39,6 +43,13 @@ TARGETS: dict[str, tuple[str, float]] = {
     "growth_rate_large_to_small": (">=", 0.9),
 }
 """Issue 3's. The first of a pair says which side is good."""
+
+
+def machine() -> str:
+    cores, python = len(os.sched_getaffinity(0)), platform.python_version()
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{cores} cores of {processor()}, {memory_gib:.0f} GiB, Python {python}, {at}"
 
 
 def met(name: str, value: float | None) -> bool | None:
