@@ -16,7 +16,7 @@ from typing import Any
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError, DataError, ProgrammingError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, DataError, ProgrammingError
 
 from infra.ledger import Ledger, Place
 from infra.mapper import StoredFact
@@ -40,8 +40,32 @@ PROGRESS = (
     " ENGINE = ReplacingMergeTree(position) ORDER BY (name, version, topic, partition)"
 )
 TIMEOUT_S = 30
-UNWRITABLE = (DataError, ProgrammingError, OverflowError, ValueError, TypeError, AttributeError)
-"""What the client raises for a value that its column cannot hold, depending on the column."""
+UNWRITABLE = (DatabaseError, OverflowError, ValueError, TypeError, AttributeError)
+"""What is raised for a value that its column cannot hold: by the client, depending on the column, or by the
+server with one of CONTENT_CODES."""
+CONTENT_CODES = frozenset(
+    {
+        6,  # CANNOT_PARSE_TEXT
+        26,  # CANNOT_PARSE_QUOTED_STRING
+        27,  # CANNOT_PARSE_INPUT_ASSERTION_FAILED
+        38,  # CANNOT_PARSE_DATE
+        41,  # CANNOT_PARSE_DATETIME
+        53,  # TYPE_MISMATCH
+        69,  # ARGUMENT_OUT_OF_BOUND
+        70,  # CANNOT_CONVERT_TYPE
+        72,  # CANNOT_PARSE_NUMBER
+        117,  # INCORRECT_DATA
+        131,  # TOO_LARGE_STRING_SIZE
+        321,  # VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
+        349,  # CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN
+        376,  # CANNOT_PARSE_UUID
+        407,  # DECIMAL_OVERFLOW
+        469,  # VIOLATED_CONSTRAINT
+        691,  # UNKNOWN_ELEMENT_OF_ENUM
+    }
+)
+"""The server's own codes for a block whose content it will never take. Whatever else it says (memory, time,
+too many parts, a table that is missing, a body cut off on its way) is a fault, and tried again."""
 
 
 class AnalyticsUnavailable(Exception):
@@ -102,19 +126,22 @@ class ClickHouse:
             self._guarded(lambda client: client.command(sql))
 
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
-        """One block, by columns: so the client need not turn it."""
+        """One block, by columns, as the client wants it. Raises one of UNWRITABLE for what is never taken."""
         block = list(zip(*rows, strict=True))
         with self.lock:
             self._guarded(
-                lambda client: client.insert(table, block, column_names=columns, column_oriented=True)
+                lambda client: client.insert(table, block, column_names=columns, column_oriented=True),
+                refusals=CONTENT_CODES,
             )
 
-    def _guarded(self, call: Any) -> Any:
+    def _guarded(self, call: Any, *, refusals: frozenset[int] = frozenset()) -> Any:
         try:
             return call(self._open())
         except (DataError, ProgrammingError):
             raise
         except (ClickHouseError, OSError) as lost:
+            if isinstance(lost, DatabaseError) and lost.code in refusals:
+                raise
             self.close()
             raise AnalyticsUnavailable(str(lost)[:300]) from lost
 

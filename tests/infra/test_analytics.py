@@ -137,6 +137,44 @@ def test_what_no_column_can_hold_is_refused(
     assert shown_in_clickhouse(clickhouse, EVERY) == {}
 
 
+@pytest.mark.parametrize(
+    ("change", "impossible"),
+    [
+        ("ADD CONSTRAINT positive CHECK number > 0", {"number": -1}),
+        ("ADD COLUMN parsed Int8 MATERIALIZED toInt8(text)", {"text": "six"}),
+        ("ADD COLUMN day Date MATERIALIZED toDate(concat('2011-01-0', text))", {"text": "six"}),
+        ("ADD COLUMN price Decimal32(2) MATERIALIZED toDecimal32(number, 2)", {"number": 2**62}),
+        ("ADD COLUMN kind Enum8('6' = 1) MATERIALIZED text", {"text": "six"}),
+    ],
+)
+def test_what_the_server_itself_will_not_take_is_refused(
+    clickhouse: ClickHouse, stored: InPostgres, change: str, impossible: dict[str, Any]
+) -> None:
+    clickhouse.command(f"ALTER TABLE {physical(EVERY, 1)} {change}")
+    filled: dict[str, Any] = {"number": 1, "text": "6"}
+    with pytest.raises(Refused):
+        write(clickhouse, stored, [taken(1, row(**(filled | impossible)))])
+    write(clickhouse, stored, [taken(2, row(**filled))])
+    assert [key[1] for key in shown_in_clickhouse(clickhouse, EVERY)] == [1]
+
+
+def test_what_the_server_will_not_take_at_the_moment_is_a_fault(
+    clickhouse: ClickHouse, stored: InPostgres
+) -> None:
+    table = physical(EVERY, 1)
+    clickhouse.command(f"SYSTEM STOP MERGES {table}")
+    write(clickhouse, stored, [taken(1, row(1))], [taken(2, row(2))])
+    clickhouse.command(
+        f"ALTER TABLE {table} MODIFY SETTING parts_to_throw_insert = 1, parts_to_delay_insert = 1"
+    )
+    with pytest.raises(AnalyticsUnavailable, match="TOO_MANY_PARTS"):
+        write(clickhouse, stored, [taken(3, row(3))])
+    clickhouse.command(f"DETACH TABLE {table}")
+    with pytest.raises(AnalyticsUnavailable, match="UNKNOWN_TABLE"):
+        write(clickhouse, stored, [taken(3, row(3))])
+    clickhouse.command(f"ATTACH TABLE {table}")
+
+
 def test_a_server_that_is_gone_is_a_fault_and_what_it_acknowledged_is_there_when_it_is_back(
     tmp_path: Path, stored: InPostgres
 ) -> None:
