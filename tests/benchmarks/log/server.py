@@ -31,7 +31,7 @@ class NoShim(Exception):
 
 
 def compiled(folder: Path) -> Path:
-    """The shim as a library. Raises NoShim."""
+    """The shim as a library; the server's account has to be able to enter `folder`. Raises NoShim."""
     compiler = shutil.which("cc")
     if compiler is None:
         raise NoShim("no C compiler (cc) on PATH")
@@ -44,6 +44,8 @@ def compiled(folder: Path) -> Path:
     )
     if done.returncode:
         raise NoShim(f"cc: {done.stderr[-300:]}")
+    library.chmod(0o755)
+    folder.chmod(0o711)
     return library
 
 
@@ -55,14 +57,10 @@ class BenchPostgres(EmbeddedPostgres):
         self.shim = shim
 
     def command(self) -> Command:
-        """The library lies in the data directory, the one place the server's account surely enters."""
         command = super().command()
         if self.shim is None:
             return command
-        library = self._data / "slowsync.so"
-        shutil.copyfile(self.shim, library)
-        library.chmod(0o755)
-        slower = {"LD_PRELOAD": f"/proc/self/cwd/{library.name}", "SLOWSYNC_US": str(SLOWER_US)}
+        slower = {"LD_PRELOAD": str(self.shim), "SLOWSYNC_US": str(SLOWER_US)}
         return replace(command, environment=command.environment | slower)
 
     def database(self, name: str) -> str:
