@@ -34,7 +34,7 @@ from infra.engines.home import Addresses
 from infra.engines.server import EngineFault
 from infra.engines.supervisor import Role, supervise
 from infra.migrate import MigrationChanged, migrate
-from infra.runtime import Runtime, operator
+from infra.runtime import Runtime, collect_less_garbage, operator
 from infra.settings import BadSetting, Settings
 
 PYTHON = sys.executable
@@ -158,6 +158,7 @@ def api() -> None:
     Example: counterfoil api
     """
     settings = Settings()
+    collect_less_garbage()
     uvicorn.run(
         "api.app:create",
         factory=True,
@@ -268,7 +269,9 @@ def _check(tenant: str, currency: str) -> None:
 
 def _read(file: Path, until: date | None) -> list[Invoice]:
     err.print(f"reading {file.name}", markup=False, highlight=False, soft_wrap=True)
-    return read_invoices(file, until=until)
+    invoices = read_invoices(file, until=until)
+    collect_less_garbage()
+    return invoices
 
 
 def _import(system: Stack, invoices: list[Invoice], tenant: str, currency: str) -> Summary:

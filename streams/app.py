@@ -7,7 +7,6 @@ acknowledged to the broker is a hint, the truth is the mark that commits with th
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import tempfile
@@ -41,8 +40,6 @@ RETRY_S_MAX = 5.0
 STALLED_S = 20.0
 """Of healing tails while Faust brings nothing; more than a group needs to find another owner."""
 STOP_S_MAX = 3.0
-GARBAGE_OBJECTS = 50_000
-"""Made and not freed before cycles are looked for: more than a batch of facts is."""
 FAULTS = (*DATABASE_FAULTS, LogUnavailable, AnalyticsUnavailable, Busy, OSError)
 
 T = TypeVar("T")
@@ -180,15 +177,7 @@ async def feeds(runtime: Runtime) -> list[Feed]:
     ]
 
 
-def collect_less_garbage() -> None:
-    """Facts and rows hold no cycles, and are freed without it: by default a third of a worker's time is
-    spent on looking for some among them."""
-    gc.set_threshold(GARBAGE_OBJECTS)
-    gc.freeze()  # what is imported stays
-
-
 async def main(runtime: Runtime) -> None:
-    collect_less_garbage()
     shorten_fetch_wait()
     ledger = runtime.ledger()
     broker = await filled_broker(ledger)
