@@ -13,7 +13,7 @@ from tests.benchmarks.log.peers import Peers
 
 HERE = "tests.benchmarks.log"
 RAW, STOCK = "raw", "stock"
-MESSAGE_DB, EMMETT, PROTEAN = "message-db", "emmett", "protean"
+PEERS = MESSAGE_DB, EMMETT, PROTEAN = "message-db", "emmett", "protean"
 OUR_LOG = (
     "SELECT notification_id, state FROM ledger_0.stored_events WHERE notification_id > %b"
     " ORDER BY 1 LIMIT 4000"

@@ -19,8 +19,9 @@ class Plan:
     quick: bool
     rounds: int
     cells: tuple[Cell, ...]
-    """Of one event a command; the headline ones get the longer slices."""
+    """Of one event a command."""
     headline: tuple[Cell, ...]
+    """Those that promised ratios are made of: longer slices for whoever is in a ratio."""
     slice_s: float
     short_s: float
     decide_at: int
@@ -52,7 +53,7 @@ def planned(quick: bool, rounds: int | None) -> Plan:
         hot_at=64,
         hot_processes=4,
         paced_share=0.7,
-        relay_facts=100_000 if quick else 1_000_000,
+        relay_facts=100_000 if quick else 500_000,
         growth_facts=None if quick else (100_000, 10_000_000),
         soak_s=None if quick else 600.0,
         until_s=QUICK_UNTIL_S if quick else {},

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from tests.benchmarks.log import ours
-from tests.benchmarks.log.contenders import CONTENDERS, EMMETT, RAW, STOCK, Contender
+from tests.benchmarks.log.contenders import CONTENDERS, EMMETT, PEERS, RAW, STOCK, Contender
 from tests.benchmarks.log.lab import Lab
 from tests.benchmarks.log.plan import FAST, SLOW, Plan
 from tests.benchmarks.log.summary import middle, ratio, voided
@@ -54,8 +54,9 @@ def append(lab: Lab, plan: Plan) -> dict[str, Any]:
     for nth in lab.rounds(plan, "append"):
         for cell in plan.cells:
             server, concurrent = cell
-            seconds = plan.slice_s if cell in plan.headline else plan.short_s
             for contender in _turned(racers, nth):
+                long = cell in plan.headline and contender.name not in PEERS
+                seconds = plan.slice_s if long else plan.short_s
                 request = {**(contender.append or {}), "concurrent": concurrent}
                 answers[cell][contender.name].append(lab.slice("append", server, contender, request, seconds))
     delivered = {}
