@@ -383,9 +383,8 @@ class Handler:
         for fact in facts:
             if fact.stream not in versions:
                 raise UnreadStream(f"{name} wrote {fact.stream} without reading it")
-        pending = self.log.submit(
-            Append(envelope, digest, name, versions, facts, now, refusal is None, reading.follows())
-        )
+        append = Append(envelope, digest, name, versions, facts, now, refusal is None)
+        pending = self.log.submit(append, reading.follows())
         reading.expect(pending, facts, now)
         return pending
 

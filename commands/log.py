@@ -23,8 +23,6 @@ class Append:
     at: datetime
     spends: bool = True
     """False for a refusal, which only asks whether what it rests on still stands: it leaves no mark."""
-    follows: Sequence[Pending] = ()
-    """Appends that were not settled when this one was decided, and whose facts it counts on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +104,10 @@ class Log(Protocol):
         """The facts of each stream past a version, in order within each stream."""
         ...
 
-    def submit(self, append: Append) -> Pending:
+    def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Pending:
         """All or nothing, with no round trip while the head row is locked; does not wait.
 
+        `follows`: appends that were not settled when this one was decided, and whose facts it counts on.
         Raises Overloaded when more waits already than there is room for.
         """
         ...

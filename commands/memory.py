@@ -75,12 +75,15 @@ class Remembered:
                 return False
             self.basis = None
         waiting, self.waiting = self.waiting, None
-        if waiting is not None and not waiting.pending.failed:
+        if waiting is None:
+            return True
+        settled = waiting.pending.settled  # asked before the verdict, which may come in between
+        if not waiting.pending.failed:
             for event in waiting.events:
                 self.state.apply(event)
             self.version += len(waiting.events)
             self.at = max(self.at, waiting.at)
-            self.basis = waiting.pending
+            self.basis = None if settled else waiting.pending
         return True
 
     def fold(self, fact: Recorded) -> None:

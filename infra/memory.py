@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from commands.log import Append, Appended, Outcome, Settled, Spent, Stale
+from commands.log import Append, Appended, Outcome, Pending, Settled, Spent, Stale
 from domain.facts import Envelope, Recorded
 from infra.mapper import TIME, envelope_json, microseconds, recorded_of, rest_of
 
@@ -31,7 +31,7 @@ class MemoryLog:
                 for position in self.streams.get((tenant, stream), [])[version:]
             ]
 
-    def submit(self, append: Append) -> Settled:
+    def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Settled:
         return Settled(self.append(append))
 
     def append(self, append: Append) -> Outcome:

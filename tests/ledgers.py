@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import psycopg
 
 from commands import log as port
-from commands.log import Append, Outcome, Settled, Spent
+from commands.log import Append, Outcome, Pending, Settled, Spent
 from domain.facts import Envelope, Recorded
 from infra.eventstore import PostgresLog
 from infra.memory import MemoryLog
@@ -116,7 +116,7 @@ class Around:
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         return self.log.read(tenant, after)
 
-    def submit(self, append: Append) -> Settled:
+    def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Settled:
         return Settled(self.append(append))
 
     def append(self, append: Append) -> Outcome:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -17,7 +17,7 @@ import pytest
 
 from commands.capacity import OpenPool
 from commands.handling import Answer, Ask, Handler
-from commands.log import Append, Appended, Outcome, Overloaded, Spent, Stale, Undone
+from commands.log import Append, Appended, Outcome, Overloaded, Pending, Spent, Stale, Undone
 from domain.capacity import Pool, SoldOut
 from infra.eventstore import LogTicket, PostgresLog
 from infra.groupcommit import BATCH_FACTS_MAX, Asked, Batch, Ticket
@@ -156,11 +156,8 @@ def test_what_follows_an_append_that_failed_is_not_sent_at_all(stored: InPostgre
     other.append(ask("theirs", {"pool-a": 0}, taken("a", 7)))
     mine = log.submit(ask("mine", {"pool-a": 0}, taken("a")))
     assert isinstance(mine.result(), Stale)
-    base = ask("next", {"pool-a": 1}, taken("a"))  # right by chance
-    follower = Append(
-        base.envelope, base.digest, base.command, base.versions, base.facts, base.at, follows=[mine]
-    )
-    assert log.submit(follower).result() == Undone()
+    follower = ask("next", {"pool-a": 1}, taken("a"))  # right by chance
+    assert log.submit(follower, [mine]).result() == Undone()
     assert len(log.read(TENANT, {"pool-a": 0})) == 1
 
 
@@ -250,6 +247,18 @@ def test_a_batch_agrees_with_itself_about_versions() -> None:
     assert (version_of(batch, "a"), version_of(batch, "b"), batch.first) == (5, 1, {"a": 3, "b": 0})
 
 
+def test_what_is_settled_is_let_go_of_however_long_the_chain(stored: InPostgres) -> None:
+    """Each decision follows the one before it; none may keep it alive."""
+    mine = Handler(stored.open(), lambda: T0)
+    mine.handle(OpenPool(pool="p"), by=ANA, key="open")
+    for part in range(5):
+        answers = mine.handle_all([Ask(hold(), ANA, f"{part}-{n}") for n in range(40)])
+        assert all(isinstance(answer, Answer) for answer in answers)
+    del answers
+    gc.collect()
+    assert sum(isinstance(each, LogTicket) for each in gc.get_objects()) <= 1
+
+
 # ── decided in the batch ──────────────────────────────────────────────────────────────────────────
 
 
@@ -332,8 +341,8 @@ def test_a_hot_pool_is_sold_once_by_several_processes_that_hand_it_to_each_other
 class ForgetsWhatItFollows(PostgresLog):
     """A deliberately broken log: an append stands for itself, whatever it was decided on."""
 
-    def submit(self, append: Append) -> LogTicket:
-        return super().submit(replace(append, follows=()))
+    def submit(self, append: Append, follows: Sequence[Pending] = ()) -> LogTicket:
+        return super().submit(append)
 
 
 def assert_a_guess_that_was_wrong_sells_nothing(
