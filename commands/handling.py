@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,8 +30,11 @@ stream were measured to need 25.
 """
 CONFLICTS_MAX = 2
 """Conflicts before a writer takes turns with the others on what they contend for."""
-HOT_DECISIONS = 64
+HOT_DECISIONS = 1_000
 """How many decisions after that take turns from the start: they would only meet the same conflicts."""
+TURNS_MAX = 32
+"""Threads of a handler in which tasks of event loops wait for turns. They are for that alone: whoever has a
+turn needs a thread to read in, and must not stand behind those who wait for it."""
 
 
 class KeyReused(Conflict):
@@ -176,6 +180,7 @@ class Handler:
         self.log, self.clock = log, clock
         self.memory = Memory() if memory is None else memory
         self.lock = threading.Lock()
+        self.waiting = ThreadPoolExecutor(TURNS_MAX, "turn")
         self.hot: dict[tuple[str, str], int] = {}
         """How many more decisions on a stream take turns from the start: it was contended."""
 
@@ -228,7 +233,7 @@ class Handler:
                     match step:
                         case Turn():
                             turn.close()
-                            await _enter(turn, self.log.turn(step.tenant, step.streams))
+                            await self._enter(turn, self.log.turn(step.tenant, step.streams))
                             result = None
                         case _ if callable(step):
                             result = await asyncio.to_thread(step)
@@ -238,6 +243,16 @@ class Handler:
             except StopIteration as done:
                 answer: Answer = done.value
                 return answer
+
+    async def _enter(self, stack: ExitStack, turn: AbstractContextManager[None]) -> None:
+        """Wait in a thread; a turn that comes after its task was cancelled is given back."""
+        entering = asyncio.get_running_loop().run_in_executor(self.waiting, turn.__enter__)
+        try:
+            await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            entering.add_done_callback(lambda done: done.exception() or turn.__exit__(None, None, None))
+            raise
+        stack.push(turn.__exit__)
 
     def _finished(self, each: tuple[Steps, Step] | Answer | Exception) -> Answer | Exception:
         if not isinstance(each, tuple):
@@ -395,14 +410,3 @@ class Handler:
             self.log.recorded, envelope.tenant, spent.position - spent.count + 1, spent.count
         )
         return Answer(spent.position, facts, replayed=True)
-
-
-async def _enter(stack: ExitStack, turn: AbstractContextManager[None]) -> None:
-    """Wait in a thread; a turn that comes after its task was cancelled is given back."""
-    waiting = asyncio.ensure_future(asyncio.to_thread(turn.__enter__))
-    try:
-        await asyncio.shield(waiting)
-    except asyncio.CancelledError:
-        waiting.add_done_callback(lambda done: done.exception() or turn.__exit__(None, None, None))
-        raise
-    stack.push(turn.__exit__)
