@@ -78,8 +78,10 @@ def verify(
                 f"parked: {fact.projection} {fact.stream} at {fact.position}: {fact.reason}", markup=False
             )
         verdict = "everything agrees" if found.ok else f"{len(found.findings)} findings"
+        nothing = tenant is not None and not sum(found.rows.values())
+        of = f" (no row is {tenant}'s: is that its name?)" if nothing else ""
         out.print(
-            f"{verdict}: {found.head:,} positions, {sum(found.rows.values()):,} rows compared,"
+            f"{verdict}{of}: {found.head:,} positions, {sum(found.rows.values()):,} rows compared,"
             f" {found.seconds:.1f} s",
             highlight=False,
         )

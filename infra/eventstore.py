@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import time
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Any, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
-from eventsourcing.persistence import IntegrityError, StoredEvent
+import psycopg
+from eventsourcing import persistence as library
+from eventsourcing.persistence import IntegrityError, Notification, StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.sql import SQL, Identifier
 
-from commands.log import Append, Appended, Outcome, Spent, Stale, Undone
+from commands.log import Append, Appended, Outcome, Overloaded, Pending, Spent, Stale, Undone
 from domain.facts import Envelope, Recorded
 from infra.arrays import Ints8, Texts
-from infra.connection import Connection
+from infra.connection import Connection, LogUnavailable
 from infra.groupcommit import Asked, Group, Newer, Ticket, Verdict
 from infra.mapper import envelope_json, instant, microseconds, recorded_of, rest_of, split
 from infra.turns import Turns
 
 LIBRARY_ACTOR = "eventsourcing"
 """The actor of facts appended through the library's own interface, which knows none."""
+LIBRARY_TENANT = "eventsourcing"
+"""Whose keys they spend when they belong to no tenant."""
+EVENTS = "stored_events"
+"""A ledger's table by its library name, and the channel on which the library's subscriptions listen."""
 
 READ = "SELECT stream, version, pos, topic, state FROM read_streams(%b, %b, %b)"
 RECORDED = "SELECT stream, version, pos, topic, state FROM read_recorded(%b, %b, %b)"
@@ -79,7 +88,8 @@ class PostgresLog:
     """`commands.log.Log` for one ledger: one connection for reading, one on which all callers' appends go."""
 
     def __init__(self, dsn: str, schema: str, claim_key: bytes) -> None:
-        self.connection, self.group = Connection(dsn, schema), Group(dsn, schema)
+        self.connection = Connection(dsn, schema)
+        self.group = Group(Connection(dsn, schema), (schema, EVENTS), stamped=True)
         self.turns = Turns(dsn, schema)
         self.claim_key = claim_key
 
@@ -88,7 +98,7 @@ class PostgresLog:
             return []
         return self._facts(tenant, READ, (tenant, Texts(list(after)), Ints8(list(after.values()))))
 
-    def submit(self, append: Append) -> LogTicket:
+    def submit(self, append: Append, follows: Sequence[Pending] = ()) -> LogTicket:
         pending, envelope = LogTicket(append), append.envelope
         prefix, written = f"{envelope.tenant}/", envelope_json(envelope)
         asked = Asked(
@@ -104,7 +114,7 @@ class PostgresLog:
                 (prefix + fact.stream, fact.name, rest_of(fact, number, written))
                 for number, fact in enumerate(append.facts)
             ],
-            append.follows,
+            follows,
             pending.ticket,
         )
         self.group.submit(asked)
@@ -142,63 +152,152 @@ class PostgresLog:
         return [recorded_of(tenant, *row) for row in rows]
 
 
-class LedgerRecorder(PostgresApplicationRecorder):
-    """The library's recorder on a ledger's tables: its readers as they are, appends under the head row."""
+# ── the eventsourcing library ─────────────────────────────────────────────────────────────────────
 
-    def __init__(self, datastore: PostgresDatastore, **kwargs: Any) -> None:
-        super().__init__(datastore, **kwargs)
-        self.group = Group(_dsn_of(datastore), datastore.schema)
+FAULTS = (
+    (psycopg.InterfaceError, library.InterfaceError),
+    (psycopg.OperationalError, library.OperationalError),
+    (psycopg.DataError, library.DataError),
+    (psycopg.IntegrityError, library.IntegrityError),
+    (psycopg.InternalError, library.InternalError),
+    (psycopg.ProgrammingError, library.ProgrammingError),
+    (psycopg.NotSupportedError, library.NotSupportedError),
+    (psycopg.DatabaseError, library.DatabaseError),
+    (psycopg.Error, library.PersistenceError),
+    (LogUnavailable, library.OperationalError),
+    (Overloaded, library.OperationalError),
+)
+"""Of the driver and ours, and what the library's users catch."""
+
+
+@contextmanager
+def faults_of_the_library() -> Iterator[None]:
+    try:
+        yield
+    except (psycopg.Error, LogUnavailable, Overloaded) as fault:
+        raise next(theirs for ours, theirs in FAULTS if isinstance(fault, ours))(str(fault)) from fault
+
+
+class GroupCommitRecorder(PostgresApplicationRecorder):
+    """The library's recorder on a ledger's tables: its readers as they are, appends under the head row.
+
+    For anybody's application, with ids that are text or UUIDs and states of any bytes. A ledger holds one
+    application's events, whatever that is called, so the table's name is not taken from its user.
+    """
+
+    stamped = False
+    """States are stored as they are, without a recorded time."""
+
+    def __init__(self, datastore: PostgresDatastore, *, events_table_name: str = EVENTS) -> None:
+        super().__init__(datastore, events_table_name=EVENTS)
+        self.uuids = datastore.originator_id_type == "uuid"
+        if self.uuids:  # a ledger's ids are text
+            self.select_events_statement = SQL(
+                "SELECT originator_id::uuid, originator_version, topic, state FROM {}.{}"
+                " WHERE originator_id = %s::text"
+            ).format(Identifier(datastore.schema), Identifier(EVENTS))
+        channels = (datastore.schema, self.channel_name)
+        self.group = Group(PooledConnection(datastore), channels, stamped=self.stamped)
+        _close_first(self.group, datastore)
 
     def create_table(self) -> None:
         """Nothing: tables come from migrations."""
 
     def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
-        """All or nothing; raises IntegrityError where a version is taken or would leave a gap."""
+        """All or nothing, in one commit with what others append meanwhile; their positions, in order.
+
+        Raises IntegrityError where a version is taken or would leave a gap; a stream begins at 0 or at 1.
+        OperationalError: the database did not answer, and the events may be recorded; or too many wait.
+        """
         if not stored_events:
             return []
-        reads: dict[str, int] = {}
-        running: dict[str, int] = {}
-        for event in stored_events:
-            stream = str(event.originator_id)
-            before = running.setdefault(stream, event.originator_version - 1)
-            reads.setdefault(stream, before)
-            if event.originator_version != before + 1:
-                raise IntegrityError(f"versions of {stream} leave a gap")
-            running[stream] += 1
-        tenants = {split(stream)[0] for stream in reads}
-        if len(tenants) != 1:
-            raise IntegrityError("events of several tenants cannot be appended together")
-        ticket = Ticket()
-        self.group.submit(
-            Asked(
-                tenants.pop(),
-                LIBRARY_ACTOR,
-                uuid4().hex,  # to tell an append that was sent twice from one that was asked for twice
-                b"",
-                LIBRARY_ACTOR,
-                int.from_bytes(stored_events[0].state[:8], "big", signed=True),
-                True,
-                reads,
-                [(str(event.originator_id), event.topic, event.state[8:]) for event in stored_events],
-                (),
-                ticket,
-            )
-        )
-        verdict = ticket.wait()
+        asked = self.asked(stored_events)
+        with faults_of_the_library():
+            self.group.submit(asked)
+            verdict = asked.ticket.wait()
         if verdict.outcome not in ("appended", "spent"):
             raise IntegrityError(f"{verdict.outcome}: a version is taken, or one before it is missing")
         position = verdict.last_position
         return list(range(position - len(stored_events) + 1, position + 1))
 
+    def asked(self, stored_events: Sequence[StoredEvent]) -> Asked:
+        now_us = time.time_ns() // 1_000
+        return _asked(LIBRARY_TENANT, now_us, stored_events, [event.state for event in stored_events])
+
+    def select_notifications(self, *args: Any, **kwargs: Any) -> Sequence[Notification]:
+        found: Sequence[Notification] = super().select_notifications(*args, **kwargs)
+        if not self.uuids:
+            return found
+        return [replace(each, originator_id=UUID(str(each.originator_id))) for each in found]
+
     def close(self) -> None:
         """Record what waits, and let go of the connections."""
-        self.group.close()
         self.datastore.close()
 
 
-def _dsn_of(datastore: PostgresDatastore) -> str:
-    given = cast(dict[str, Any], datastore.pool.kwargs)
-    return make_conninfo(**{name: given[name] for name in ("dbname", "host", "port", "user", "password")})
+class LedgerRecorder(GroupCommitRecorder):
+    """The same by the house's rules: streams are tenant/stream and begin at 1; a call is for one tenant.
+
+    The first 8 bytes of a state are the time it asks for; what is recorded is that or later.
+    """
+
+    stamped = True
+
+    def asked(self, stored_events: Sequence[StoredEvent]) -> Asked:
+        tenants = {split(str(event.originator_id))[0] for event in stored_events}
+        if len(tenants) != 1:
+            raise IntegrityError("events of several tenants cannot be appended together")
+        if any(event.originator_version < 1 for event in stored_events):
+            raise IntegrityError("versions of a stream begin at 1")
+        at_us = int.from_bytes(stored_events[0].state[:8], "big", signed=True)
+        return _asked(tenants.pop(), at_us, stored_events, [event.state[8:] for event in stored_events])
+
+
+def _asked(tenant: str, at_us: int, events: Sequence[StoredEvent], states: Sequence[bytes]) -> Asked:
+    """Each stream as its first event wants to find it; raises IntegrityError if they disagree."""
+    reads: dict[str, int] = {}
+    running: dict[str, int] = {}
+    facts = []
+    for event, state in zip(events, states, strict=True):
+        stream = str(event.originator_id)
+        before = running.setdefault(stream, event.originator_version - 1)
+        reads.setdefault(stream, before)
+        if event.originator_version != before + 1:
+            raise IntegrityError(f"versions of {stream} leave a gap")
+        running[stream] += 1
+        facts.append((stream, event.topic, state))
+    key = uuid4().hex  # to tell an append that was sent twice from one that was asked for twice
+    return Asked(tenant, LIBRARY_ACTOR, key, b"", LIBRARY_ACTOR, at_us, True, reads, facts, (), Ticket())
+
+
+class PooledConnection(Connection):
+    """To where the library's pool connects, with the password of the day."""
+
+    def __init__(self, datastore: PostgresDatastore) -> None:
+        super().__init__("", datastore.schema)
+        self.pool = datastore.pool
+
+    def open(self) -> psycopg.Connection[Any]:
+        if self.live is None or self.live.closed:
+            given = dict(cast(dict[str, Any], self.pool.kwargs))
+            if self.pool.get_password_func is not None:
+                given["password"] = self.pool.get_password_func()
+            self.dsn = make_conninfo(
+                **{name: given[name] for name in ("dbname", "host", "port", "user", "password")}
+            )
+        return super().open()
+
+
+def _close_first(group: Group, datastore: PostgresDatastore) -> None:
+    """The library closes an application's pool and nothing else: what waits is recorded before that."""
+    pool = datastore.pool
+    close = pool.close
+
+    def closing(timeout: float = 5.0) -> None:
+        group.close()
+        close(timeout)
+
+    pool.close = closing  # type: ignore[method-assign]
 
 
 def recorder(dsn: str, schema: str) -> LedgerRecorder:

@@ -26,12 +26,20 @@ BATCH_FACTS_MAX = 500
 QUEUE_FACTS_MAX = 20_000
 """Facts and commands that may wait: about a second's work. Beyond it callers are turned away."""
 NOTIFY_S = 0.005
-"""Listeners are told of new facts this often at most."""
+"""Listeners are told of new facts this often at most, when nothing waits."""
+NOTIFY_LATE_S = 0.1
+"""And so much later at most, when commands do."""
+NOTIFY_AGAIN_S = 1.0
+"""After a database that did not answer: the eventsourcing library's subscriptions look only when told."""
 EPOCH_UNKNOWN = 0
 
 APPEND = (
     "SELECT outcome, last_position, fact_count, recorded_us, spent_digest, newer"
-    " FROM append(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)"
+    " FROM append(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)"
+)
+NOTIFY = (
+    "SELECT set_config('synchronous_commit', 'off', true), pg_notify(channel, '')"
+    " FROM unnest(%b) channel"  # nobody loses a fact with it: no flush is waited for
 )
 
 Newer = tuple[str, int, int, str, bytes]
@@ -51,6 +59,8 @@ class Verdict:
 
 
 UNDONE = Verdict("undone")
+RECORDED = ("appended", "spent")
+"""Now, or before: perhaps by this very batch, whose answer was lost."""
 
 
 class Ticket:
@@ -150,7 +160,7 @@ class Batch:
         self.keys.add(key)
         return True
 
-    def arguments(self, epoch: int) -> tuple[Any, ...]:
+    def arguments(self, epoch: int, stamped: bool) -> tuple[Any, ...]:
         commands = self.asked
         number = {stream: nth for nth, stream in enumerate(self.first, 1)}
         version = dict(self.first)
@@ -163,6 +173,7 @@ class Batch:
         return (
             epoch,
             max(each.at_us for each in commands),
+            stamped,
             Texts([each.tenant for each in commands]),
             Texts([each.actor for each in commands]),
             Texts([each.key for each in commands]),
@@ -194,11 +205,15 @@ class Batch:
 
 
 class Group:
-    """The queue before one ledger's head row, and the thread that empties it."""
+    """The queue before one ledger's head row, and the thread that empties it.
 
-    def __init__(self, dsn: str, schema: str) -> None:
-        self.connection = Connection(dsn, schema)
-        self.channel = schema
+    Facts get the recorded time in front of their states if `stamped`. `channels`: where listeners are told.
+    """
+
+    def __init__(self, connection: Connection, channels: Sequence[str], *, stamped: bool) -> None:
+        self.connection = connection
+        self.channels = list(channels)
+        self.stamped = stamped
         self.epoch = EPOCH_UNKNOWN
         self.queue: deque[Asked] = deque()
         self.weight = 0
@@ -216,12 +231,16 @@ class Group:
             self.weight += asked.weight
             if self.thread is None:
                 self.closing = False
+                self.notify_at = time.monotonic()  # this may be who died before it told anybody
                 self.thread = threading.Thread(target=self._run, name="group commit", daemon=True)
                 self.thread.start()
             self.arrived.notify()
 
     def close(self) -> None:
-        """Record what waits, then stop."""
+        """Record what waits, tell listeners, then stop."""
+        if threading.current_thread() is self.thread:  # garbage may be collected here: not under our own lock
+            self.closing = True
+            return
         with self.arrived:
             self.closing = True
             self.arrived.notify()
@@ -241,18 +260,21 @@ class Group:
                 verdicts = [broken] if len(batch.asked) == 1 else self._one_by_one(batch)
             except Exception as broken:  # noqa: BLE001  a fault of the log, or a bug: everybody is told
                 verdicts = [broken] * len(batch.asked)
+                self.notify_at = time.monotonic() + NOTIFY_AGAIN_S  # it may be recorded
             self._tell(batch.asked, verdicts)
 
     def _next(self) -> Batch | None:
         """What waits, as far as it agrees with itself; nothing, to tell listeners; None at the end."""
         with self.arrived:
+            if self.notify_at is not None and time.monotonic() > self.notify_at + NOTIFY_LATE_S:
+                return Batch()
             while not self.queue:
+                patience_s = None if self.notify_at is None else self.notify_at - time.monotonic()
+                if patience_s is not None and (patience_s <= 0 or self.closing):
+                    return Batch()
                 if self.closing:
                     self.thread = None
                     return None
-                patience_s = None if self.notify_at is None else self.notify_at - time.monotonic()
-                if patience_s is not None and patience_s <= 0:
-                    return Batch()
                 self.arrived.wait(patience_s)
             batch, forsaken = Batch(), []
             while self.queue:
@@ -271,11 +293,11 @@ class Group:
     def _send(self, batch: Batch) -> list[Verdict]:
         """Sent again after a lost connection: what was committed then is 'spent' now."""
         while True:
-            arguments = batch.arguments(self.epoch)
+            arguments = batch.arguments(self.epoch, self.stamped)
             rows = self._call(arguments)
             if rows[0][0] != "restored":
                 verdicts = batch.verdicts(rows)
-                if self.notify_at is None and any(v.outcome == "appended" and v.fact_count for v in verdicts):
+                if self.notify_at is None and any(v.outcome in RECORDED and v.fact_count for v in verdicts):
                     self.notify_at = time.monotonic() + NOTIFY_S
                 return verdicts
             before, self.epoch = self.epoch, cast(int, rows[0][2])
@@ -320,11 +342,10 @@ class Group:
         """After the commit, never inside it: a notification inside takes a lock of the whole server."""
         self.notify_at = None
         try:
-            self.connection.retrying(
-                lambda conn: conn.execute("SELECT pg_notify(%s, '')", (self.channel,)), once=True
-            )
-        except Exception:  # noqa: BLE001  listeners look by themselves now and then
-            return
+            self.connection.retrying(lambda conn: conn.execute(NOTIFY, (Texts(self.channels),)), once=True)
+        except Exception:  # noqa: BLE001  no command depends on it
+            if not self.closing:
+                self.notify_at = time.monotonic() + NOTIFY_AGAIN_S
 
 
 def _wake(tickets: Sequence[Ticket]) -> None:

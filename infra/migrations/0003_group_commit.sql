@@ -6,6 +6,7 @@ DROP FUNCTION append(text, text, text, bytea, text, text[], bigint[], integer[],
 CREATE FUNCTION append(
     p_epoch integer,                       -- the caller's; another one means that what it remembers is void
     p_at_us bigint,                        -- the latest time that any of the commands was decided at
+    p_stamped boolean,                     -- states get the recorded time in front; false: stored as they are
     -- the commands, in order:
     p_tenants text[], p_actors text[], p_keys text[], p_digests bytea[], p_commands text[],
     p_spends boolean[],                    -- false: only confirm what was read (a refusal rests on it)
@@ -29,6 +30,7 @@ CREATE FUNCTION append(
 DECLARE
     base bigint;
     epoch_now integer;
+    stamp bytea;                           -- what goes in front of every state
     recorded integer := 0;                 -- facts so far
     current bigint[];                      -- versions by stream
     undone boolean[];                      -- streams that a command before this one failed to write
@@ -51,11 +53,15 @@ BEGIN
         RETURN;
     END IF;
 
+    stamp := CASE WHEN p_stamped THEN int8send(recorded_us) ELSE '' END;
+
     -- Everything that was read is pinned at its version (a correlated maximum is one index probe), and no key
-    -- is spent: the rest is two inserts.
+    -- is spent: the rest is two inserts. A stream without facts may have been read at 0 or at -1: the
+    -- eventsourcing library lets an application number its first event 1 or 0.
     IF NOT EXISTS (SELECT 1 FROM unnest(p_streams, p_versions) r(stream, version)
                     WHERE r.version IS DISTINCT FROM coalesce((SELECT max(e.originator_version)
-                              FROM stored_events e WHERE e.originator_id = r.stream), 0))
+                              FROM stored_events e WHERE e.originator_id = r.stream),
+                              greatest(least(r.version, 0), -1)))
        AND NOT EXISTS (SELECT 1 FROM unnest(p_tenants, p_actors, p_keys) k(tenant, actor, key)
                         WHERE (SELECT c.facts FROM commands c
                                 WHERE (c.tenant, c.actor, c.key) = (k.tenant, k.actor, k.key)) IS NOT NULL)
@@ -68,7 +74,7 @@ BEGIN
          WHERE c.spends;
         recorded := cardinality(p_states);
         INSERT INTO stored_events (originator_id, originator_version, topic, state, notification_id)
-        SELECT f.stream, f.version, f.topic, int8send(recorded_us) || f.state, base + f.nth
+        SELECT f.stream, f.version, f.topic, stamp || f.state, base + f.nth
           FROM unnest(p_fact_names, p_fact_versions, p_topics, p_states)
                WITH ORDINALITY f(stream, version, topic, state, nth);
         IF recorded > 0 THEN
@@ -82,8 +88,10 @@ BEGIN
 
     -- Somebody was here before: command by command.
     current := ARRAY(SELECT coalesce((SELECT max(e.originator_version) FROM stored_events e
-                                       WHERE e.originator_id = r.stream), 0)
-                       FROM unnest(p_streams) WITH ORDINALITY r(stream, nth) ORDER BY r.nth);
+                                       WHERE e.originator_id = r.stream),
+                                     greatest(least(r.version, 0), -1))
+                       FROM unnest(p_streams, p_versions) WITH ORDINALITY r(stream, version, nth)
+                      ORDER BY r.nth);
     undone := array_fill(false, ARRAY[cardinality(p_streams)]);
     FOR nth IN 1 .. cardinality(p_keys) LOOP
         newer := NULL;
@@ -110,7 +118,7 @@ BEGIN
                                              p_commands[nth], base + recorded + 1, fact_count);
             END IF;
             INSERT INTO stored_events (originator_id, originator_version, topic, state, notification_id)
-            SELECT p_fact_names[f], p_fact_versions[f], p_topics[f], int8send(recorded_us) || p_states[f],
+            SELECT p_fact_names[f], p_fact_versions[f], p_topics[f], stamp || p_states[f],
                    base + recorded + f - facts
               FROM generate_series(facts + 1, facts + fact_count) f;
             FOR f IN facts + 1 .. facts + fact_count LOOP
@@ -121,7 +129,7 @@ BEGIN
             FOR f IN facts + 1 .. facts + p_fact_counts[nth] LOOP
                 undone[p_fact_streams[f]] := true;
             END LOOP;
-            IF outcome = 'stale' THEN
+            IF outcome = 'stale' AND p_stamped THEN    -- who stores states as they are has no use for these
                 newer := ARRAY(
                     SELECT ROW(substr(p_streams[s], length(p_tenants[nth]) + 2), e.originator_version,
                                e.notification_id, e.topic, e.state)::newer_fact
