@@ -50,7 +50,8 @@ class Event(Value):
     def from_stored(cls, data: bytes, version: int) -> Self:
         """Read stored JSON, walking `upcast_v1_v2`, `upcast_v2_v3`, ... first."""
         if version == cls.class_version:
-            return cls.model_validate_json(data)
+            read: Self = cls.__pydantic_validator__.validate_json(data)
+            return read
         if version > cls.class_version:
             raise ValueError(f"{cls.name} v{version} is newer than this program (v{cls.class_version})")
         state = json.loads(data)

@@ -19,10 +19,10 @@ from psycopg.sql import SQL, Identifier
 
 from commands.log import Append, Appended, Outcome, Overloaded, Pending, Spent, Stale, Undone
 from domain.facts import Envelope, Recorded
-from infra.arrays import Ints8, Texts
 from infra.connection import Connection, LogUnavailable
 from infra.groupcommit import Asked, Group, Newer, Ticket, Verdict
 from infra.mapper import envelope_json, instant, microseconds, recorded_of, rest_of, split
+from infra.reads import Reads
 from infra.turns import Turns
 
 LIBRARY_ACTOR = "eventsourcing"
@@ -32,7 +32,6 @@ LIBRARY_TENANT = "eventsourcing"
 EVENTS = "stored_events"
 """A ledger's table by its library name, and the channel on which the library's subscriptions listen."""
 
-READ = "SELECT stream, version, pos, topic, state FROM read_streams(%b, %b, %b)"
 RECORDED = "SELECT stream, version, pos, topic, state FROM read_recorded(%b, %b, %b)"
 SPENT = "SELECT spent_digest, last_position, fact_count FROM spent_key(%b, %b, %b)"
 
@@ -90,13 +89,13 @@ class PostgresLog:
     def __init__(self, dsn: str, schema: str, claim_key: bytes) -> None:
         self.connection = Connection(dsn, schema)
         self.group = Group(Connection(dsn, schema), (schema, EVENTS), stamped=True)
-        self.turns = Turns(dsn, schema)
+        self.reads, self.turns = Reads(self.connection), Turns(dsn, schema)
         self.claim_key = claim_key
 
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         if not after:
             return []
-        return self._facts(tenant, READ, (tenant, Texts(list(after)), Ints8(list(after.values()))))
+        return [recorded_of(tenant, *row) for row in self.reads.read(tenant, after)]
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> LogTicket:
         pending, envelope = LogTicket(append), append.envelope
