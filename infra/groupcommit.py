@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import psycopg
@@ -35,7 +36,7 @@ EPOCH_UNKNOWN = 0
 
 APPEND = (
     "SELECT outcome, last_position, fact_count, recorded_us, spent_digest, newer"
-    " FROM append(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)"
+    " FROM append(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)"
 )
 NOTIFY = (
     "SELECT set_config('synchronous_commit', 'off', true), pg_notify(channel, '')"
@@ -169,6 +170,7 @@ class Batch:
         for stream, _, _ in facts:
             version[stream] += 1
             versions.append(version[stream])
+        counts = [len(each.facts) for each in commands]
         reads = [read for each in commands for read in each.reads.items()]
         return (
             epoch,
@@ -181,7 +183,8 @@ class Batch:
             Texts([each.command for each in commands]),
             Bools([each.spends for each in commands]),
             Ints4([len(each.reads) for each in commands]),
-            Ints4([len(each.facts) for each in commands]),
+            Ints4(counts),
+            Ints4([0, *accumulate(counts[:-1])]),
             Texts(list(self.first)),
             Ints8(list(self.first.values())),
             Ints4([number[stream] for stream, _ in reads]),

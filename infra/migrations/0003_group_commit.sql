@@ -11,6 +11,7 @@ CREATE FUNCTION append(
     p_tenants text[], p_actors text[], p_keys text[], p_digests bytea[], p_commands text[],
     p_spends boolean[],                    -- false: only confirm what was read (a refusal rests on it)
     p_read_counts integer[], p_fact_counts integer[],
+    p_facts_before integer[],              -- in this batch, in front of each command's own
     -- the streams they read or write, and the version each had before the first of them:
     p_streams text[], p_versions bigint[],
     -- what each command read, one command after another: which stream, at which version
@@ -68,9 +69,9 @@ BEGIN
     THEN
         INSERT INTO commands
         SELECT c.tenant, c.actor, c.key, c.digest, c.command,
-               base + 1 + sum(c.facts) OVER (ORDER BY c.nth) - c.facts, c.facts
-          FROM unnest(p_tenants, p_actors, p_keys, p_digests, p_commands, p_fact_counts, p_spends)
-               WITH ORDINALITY c(tenant, actor, key, digest, command, facts, spends, nth)
+               base + 1 + c.facts_before, c.facts
+          FROM unnest(p_tenants, p_actors, p_keys, p_digests, p_commands, p_facts_before, p_fact_counts, p_spends)
+               c(tenant, actor, key, digest, command, facts_before, facts, spends)
          WHERE c.spends;
         recorded := cardinality(p_states);
         INSERT INTO stored_events (originator_id, originator_version, topic, state, notification_id)

@@ -14,6 +14,7 @@ from commands.handling import Actor, Handler
 from domain.facts import Envelope
 from domain.values import Permission
 from infra.eventstore import PostgresLog
+from infra.groupcommit import APPEND, Asked, Batch, Ticket
 from infra.settings import Role
 from tests.ledgers import InPostgres, connected
 from tests.spec import T0
@@ -91,12 +92,22 @@ def test_a_worker_sees_all_tenants_because_it_projects_for_all(worker: Conn) -> 
     assert [count(worker, table) for table in ("stored_events", "commands", "facts")] == [5, 5, 5]
 
 
+def appending(conn: Conn, tenant: str, reads: dict[str, int], *written: str) -> tuple[Any, ...]:
+    """The first row that the append function answers a command of this tenant with, called by hand."""
+    facts = [(stream, "n", b"x") for stream in written]
+    batch = Batch()
+    batch.take(Asked(tenant, "a", "new", b"", "c", 0, True, reads, facts, (), Ticket()))
+    row: tuple[Any, ...] | None = conn.execute(
+        APPEND, batch.arguments(1, stamped=True), binary=True
+    ).fetchone()
+    assert row is not None
+    return row
+
+
 def test_a_tenant_with_a_slash_is_turned_away_because_it_would_be_anothers_stream(app: Conn) -> None:
     for tenant in ("acme/pool", ""):
         with pytest.raises(psycopg.errors.CheckViolation):
-            app.execute(
-                "SELECT append(%s, 'a', 'k', '', 'c', '{s}', '{0}', '{1}', '{n}', '{x}', 0)", (tenant,)
-            )
+            appending(app, tenant, {f"{tenant}/s": 0}, f"{tenant}/s")
 
 
 def test_a_pooled_connection_does_not_bleed_the_tenant_of_the_last_call(peopled: InPostgres) -> None:
@@ -166,19 +177,14 @@ def test_the_append_function_takes_the_tenant_as_an_argument_and_asks_no_more(ap
     """On record, because it is the limit of this wall: it is for reading. Who writes for whom is decided
     by the handler, which takes the tenant from the actor and from nowhere else."""
     become(app, "acme")
-    answer = app.execute(
-        "SELECT outcome FROM append('other', 'a', 'new', '', 'c', '{s}', '{0}', '{1}', '{n}', '{x}', 0)"
-    ).fetchone()
-    assert answer == ("appended",)
+    assert appending(app, "other", {"other/s": 0}, "other/s")[0] == "all"
     assert count(app, "stored_events") == ROWS["acme"]
 
 
 def test_what_the_append_function_answers_is_about_the_tenant_it_was_asked_for(app: Conn) -> None:
-    answer = app.execute(
-        "SELECT outcome, newer"
-        " FROM append('acme', 'a', 'new', '', 'c', '{pool-p2}', '{0}', '{}', '{}', '{}', 0)"
-    ).fetchone()
-    assert answer == ("appended", None)  # the other tenant's pool-p2 is no conflict and is not shown
+    """The other tenant's pool-p2 is no conflict, and is not shown."""
+    outcome, *_, newer = appending(app, "acme", {"acme/pool-p2": 0})
+    assert (outcome, newer) == ("all", None)
 
 
 def test_nobody_may_call_the_functions_but_the_two_roles(peopled: InPostgres) -> None:
