@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
@@ -176,6 +177,7 @@ def _lines(lines: Sequence[SaleLine], untitled: str | None = None) -> tuple[Line
     )
 
 
+@lru_cache(maxsize=4_096)  # looked up, then recorded: each is wanted several times within a batch
 def paper_id(tenant: str, number: str, paper: Paper) -> UUID:
     return uuid5(
         uuid5(NAMESPACE, tenant), f"invoice {number} stock" if paper is Paper.STOCK else f"invoice {number}"

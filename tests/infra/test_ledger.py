@@ -13,6 +13,7 @@ import pytest
 from commands.catalog import ListOffer
 from commands.handling import Handler
 from infra.eventstore import PostgresLog
+from infra.groupcommit import APPEND, Asked, Batch, Ticket
 from infra.ledger import PAGE_FACTS, Ledger
 from infra.migrate import admin_dsn, schema_of
 from infra.settings import Settings
@@ -139,10 +140,10 @@ def overlapping(settings: Settings, append: Append, reader: Reader) -> None:
 
 
 def through_the_function(conn: psycopg.Connection[Any], name: str) -> None:
-    conn.execute(
-        "SELECT append('acme', 'ana', %s, '', 'c', %s, '{0}', '{1}', '{catalog.offer-listed}', %s, 0)",
-        (name, [f"offer-{name}"], [b"state"]),
-    )
+    stream, batch = f"acme/offer-{name}", Batch()
+    facts = [(stream, "catalog.offer-listed", b"state")]
+    batch.take(Asked("acme", "ana", name, b"", "c", 0, True, {stream: 0}, facts, (), Ticket()))
+    conn.execute(APPEND, batch.arguments(1, stamped=True), binary=True)
 
 
 def by_insert(conn: psycopg.Connection[Any], name: str) -> None:
