@@ -81,6 +81,7 @@ EXPECTED = (
 
 def main() -> None:
     """Run the program. Expected failures are a sentence on standard error, not a stack trace."""
+    collect_less_garbage()
     try:
         app(standalone_mode=True)
     except EXPECTED as no:
@@ -158,7 +159,6 @@ def api() -> None:
     Example: counterfoil api
     """
     settings = Settings()
-    collect_less_garbage()
     uvicorn.run(
         "api.app:create",
         factory=True,

@@ -24,6 +24,7 @@ hypothesis_settings.load_profile("house")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="of the chaos tests' chance; a failed run prints its own")
+    parser.addoption("--year", action="store_true", help="the chaos tests' file is the whole year")
 
 
 @pytest.fixture(scope="session")

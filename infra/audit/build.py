@@ -6,6 +6,7 @@ can do more than write those tables: there is no handler, no broker, no reaction
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,8 +69,12 @@ class Side:
         self.parked[fact.position] = (fact, place, reason)
         self.parked_streams.add(fact.originator_id)
 
-    async def flush(self, ledger: str) -> None:
+    def collected(self) -> list[Taken]:
+        """What waits, to be written; another batch may be collected meanwhile."""
         taken, self.waiting, self.ops = self.waiting, [], 0
+        return taken
+
+    async def flush(self, ledger: str, taken: list[Taken]) -> None:
         self.facts += len(taken)
         for fact, reason in await self._write(taken):
             self.park(fact, place_of(ledger, fact), reason)
@@ -98,6 +103,8 @@ class Building:
     def __init__(self, ledger: str, log: Ledger, projection: Projection, progress: Progress) -> None:
         self.ledger, self.log, self.projection, self.progress = ledger, log, projection, progress
         self.sides: list[Side] = []
+        self.writing: list[asyncio.Task[None]] = []
+        """One batch for each side at most, while the next one is read and decoded."""
         self.places = [
             (topic_of(ledger, context), partition)
             for context in sorted(projection.contexts)
@@ -129,6 +136,16 @@ class Building:
             return
         for side in self.sides:
             side.skipped = {}
+        try:
+            await self._read(low, high, live)
+        finally:
+            await asyncio.gather(*self.writing, return_exceptions=True)
+        self.progress(f"building version {self.sides[0].version}", high, high)
+        for side in self.sides:
+            for place in self.places:
+                side.done[place] = side.skipped.get(place, high + 1) - 1
+
+    async def _read(self, low: int, high: int, live: dict[str, dict[Place, int]]) -> None:
         what = f"building version {self.sides[0].version}"
         async for page in pages_of(self.log, self.projection.names, EVENTS, low, high):
             for fact in page:
@@ -140,10 +157,7 @@ class Building:
             await self._flush(at_least=BATCH_FACTS)
             self.progress(what, page[-1].position, high)
         await self._flush()
-        self.progress(what, high, high)
-        for side in self.sides:
-            for place in self.places:
-                side.done[place] = side.skipped.get(place, high + 1) - 1
+        await self._written()
 
     def _offer(self, fact: StoredFact, place: Place, sides: list[Side]) -> None:
         for side in sides:
@@ -164,9 +178,15 @@ class Building:
             side.ops += len(ops)
 
     async def _flush(self, at_least: int = 1) -> None:
-        for side in self.sides:
-            if len(side.waiting) >= at_least:
-                await side.flush(self.ledger)
+        due = [side for side in self.sides if len(side.waiting) >= at_least]
+        if due:
+            await self._written()
+            self.writing = [asyncio.create_task(side.flush(self.ledger, side.collected())) for side in due]
+
+    async def _written(self) -> None:
+        writing, self.writing = self.writing, []
+        for task in writing:
+            await task
 
     def complete_through(self) -> int:
         """Up to here every fact is in the rows, or parked, on every side."""

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.engines.server import EngineFault
+from infra.runtime import collect_less_garbage
 from tests.benchmarks import cold, ingest, lag, page, projector, rebuild
 from tests.benchmarks.figure import Figure, Wrong
 from tests.benchmarks.retail import LAST_DAY, Part, part
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="3, with --quick 2")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary one")
     given = parser.parse_args()
+    collect_less_garbage()  # as the program does
     began, on = time.monotonic(), machine()
     folder = Path(tempfile.mkdtemp(prefix="counterfoil-bench-", dir=given.folder))
     bench = Bench(folder, quick=given.quick, rounds=given.rounds or (2 if given.quick else 3))

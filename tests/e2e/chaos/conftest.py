@@ -1,4 +1,4 @@
-"""December 2010 as a file, and a chance that can be had again."""
+"""A shop's file to load, and a chance that can be had again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ MONTH = "2010-12"
 
 
 @pytest.fixture(scope="session")
-def december(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is loaded meanwhile: December, or the whole year where it is asked for."""
+    if request.config.getoption("--year"):
+        return YEAR
     path = tmp_path_factory.mktemp("december") / "december.csv"
     with lzma.open(YEAR, "rt", newline="") as year, path.open("w", newline="") as month:
         rows, kept = csv.reader(year), csv.writer(month)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from api.retail.file import read_invoices
 from api.retail.importer import import_invoices
-from commands.handling import Actor, Answer, Command, Handler
+from commands.handling import Answer, Ask, Handler
 from infra.engines.home import environment, running
 from infra.runtime import Runtime, operator
 from infra.settings import Settings
@@ -31,19 +31,13 @@ class Noting(Handler):
         super().__init__(handler.log, handler.clock)
         self.notes, self.pause_s = notes, pause_s
 
-    def handle(
-        self,
-        command: Command,
-        *,
-        by: Actor,
-        key: str,
-        correlation: UUID | None = None,
-        causation: UUID | None = None,
-    ) -> Answer:
-        answer = super().handle(command, by=by, key=key, correlation=correlation, causation=causation)
-        self.notes.write(f"{by.tenant}\t{key}\t{answer.position}\n")
-        time.sleep(self.pause_s)
-        return answer
+    def handle_all(self, requests: Sequence[Ask]) -> list[Answer | Exception]:
+        answers = super().handle_all(requests)
+        for ask, answer in zip(requests, answers, strict=True):
+            if isinstance(answer, Answer):
+                self.notes.write(f"{ask.by.tenant}\t{ask.key}\t{answer.position}\n")
+                time.sleep(self.pause_s)
+        return answers
 
 
 def main(home: Path, file: Path, acknowledged: Path, pause_s: float) -> None:

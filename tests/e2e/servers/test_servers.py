@@ -124,7 +124,7 @@ def test_december_2010_is_what_was_published_in_the_log_in_postgres_and_in_click
     made: System, slices: list[Path]
 ) -> None:
     imported(made, slices[-1])
-    found = judge(made, december=True)
+    found = judge(made)
     assert (found["lines"], found["net_revenue"]) == (42_481, "748957.020")
     assert made.running.api is not None
     told = report(made.running.api, Runtime(made.settings), TENANT, CURRENCY, [UNIT_CODE])
@@ -155,7 +155,7 @@ def imported(made: System, file: Path) -> None:
 def settled(made: System) -> None:
     """Everything is everywhere, once."""
     made.until_quiet()
-    judge(made, december=False)
+    judge(made, None)
 
 
 def until(call: Callable[[], bool], what: str) -> None:
