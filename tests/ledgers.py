@@ -84,7 +84,7 @@ class InPostgres:
         self.cut(0)
         with self.admin() as conn:
             conn.execute("DELETE FROM commands")
-            conn.execute("UPDATE head SET at_us = 0")
+            conn.execute("UPDATE head SET at_us = 0, epoch = 1")
 
     @contextmanager
     def admin(self) -> Iterator[psycopg.Connection[Any]]:
