@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from api.demo import CURRENCY
-from api.retail import importer
-from api.retail.file import read_invoices
-from api.retail.importer import import_invoices
+from api.retail.file import Invoice, read_invoices
+from api.retail.importer import TOGETHER_INVOICES, Summary, import_invoices
 from commands.handling import Answer, Ask, Handler
 from infra.runtime import Runtime, collect_less_garbage, operator
 from infra.settings import Settings
@@ -25,6 +24,7 @@ class Noting(Handler):
     """Keeps the position of the last answer."""
 
     position = 0
+    tenant = ""
 
     def handle_all(self, requests: Sequence[Ask]) -> list[Answer | Exception]:
         answers = super().handle_all(requests)
@@ -38,24 +38,30 @@ def peak_mib() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
-class Schedule:
-    """One invoice is due every so often from the first on; a late one does not move the next."""
+def at_once(handler: Noting, invoices: Sequence[Invoice]) -> Summary:
+    return import_invoices(handler, invoices, actor=operator(handler.tenant, "bench"), currency=CURRENCY)
 
-    def __init__(self, handler: Noting, per_s: float | None) -> None:
-        self.handler, self.every_s = handler, per_s and 1 / per_s
-        self.due = 0.0
 
-    def wait(self) -> bool:
-        """Until the next invoice is due; False, as the import asks whether to stop."""
-        if self.every_s is not None:
-            now = time.monotonic()
-            self.due = self.due + self.every_s if self.due else now
-            time.sleep(max(self.due - now, 0))
-        return False
+def on_schedule(handler: Noting, invoices: Sequence[Invoice], per_s: float) -> Summary:
+    """One invoice is due every so often from the first on; a late one does not move the next.
 
-    def acknowledged(self, lines: int) -> None:
-        if self.every_s is not None:
-            print(self.due, time.monotonic(), self.handler.position, flush=True)
+    What is due is sent together, as it would be by clients who do not wait for each other.
+    """
+    whole, began = Summary(), time.monotonic()
+    while whole.invoices < len(invoices):
+        first = whole.invoices
+        time.sleep(max(began + first / per_s - time.monotonic(), 0))
+        due = int((time.monotonic() - began) * per_s) + 1
+        few = invoices[first : max(min(due, first + TOGETHER_INVOICES), first + 1)]
+        done = at_once(handler, few)
+        for nth in range(first, first + len(few)):
+            print(began + nth / per_s, time.monotonic(), handler.position, flush=True)
+        whole.invoices += len(few)
+        whole.lines += done.lines
+        whole.imported += done.imported
+        whole.failed += done.failed
+        whole.stopped = whole.stopped or done.stopped
+    return whole
 
 
 def main(file: str, tenant: str, per_s: str | None = None) -> None:
@@ -63,19 +69,10 @@ def main(file: str, tenant: str, per_s: str | None = None) -> None:
     invoices = read_invoices(Path(file))
     plain = Runtime(Settings()).handler()
     handler = Noting(plain.log, plain.clock)
+    handler.tenant = tenant
     collect_less_garbage()
-    schedule = Schedule(handler, None if per_s is None else float(per_s))
-    if per_s is not None:
-        importer.TOGETHER_INVOICES = 1  # each is due at its own time
     began, cpu_s = time.monotonic(), time.process_time()
-    summary = import_invoices(
-        handler,
-        invoices,
-        actor=operator(tenant, "bench"),
-        currency=CURRENCY,
-        on_progress=schedule.acknowledged,
-        stop=schedule.wait,
-    )
+    summary = at_once(handler, invoices) if per_s is None else on_schedule(handler, invoices, float(per_s))
     told = {
         "began": began,
         "ended": time.monotonic(),
