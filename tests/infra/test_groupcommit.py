@@ -397,3 +397,19 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_no_turn_taken(stored: In
     asyncio.run(impatient())
     with other.turn(TENANT, ["pool-p"]):
         assert [fact.envelope.key for fact in other.read(TENANT, {"pool-p": 1})] == ["k2"]
+
+
+def test_whoever_has_the_turn_can_read_however_many_wait_for_it(stored: InPostgres) -> None:
+    """One thread for everything that blocks: who waits for the turn must not be standing in it."""
+    handlers = [Handler(stored.open(), lambda: T0) for _ in range(2)]
+    handlers[0].handle(OpenPool(pool="p"), by=ANA, key="open")
+
+    async def sell() -> None:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        for each in handlers:
+            each.hot[TENANT, "pool-p"] = 99
+        asks = [each.handling(Ask(hold(), ANA, f"{id(each)}-{n}")) for n in range(8) for each in handlers]
+        await asyncio.wait_for(asyncio.gather(*asks), PATIENCE_S)
+
+    asyncio.run(sell())
+    assert len(stored.open().read(TENANT, {"pool-p": 1})) == 16
