@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 from uuid import UUID, uuid5
 
 from domain.values import Value
@@ -82,8 +82,7 @@ class Envelope:
         return uuid5(COMMANDS, f"{self.tenant}\n{self.actor}\n{self.key}")
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):  # made for every fact that anybody reads: a third of a dataclass's price
     """A fact with its place in the log: `version` counts in its stream, `position` in the ledger."""
 
     event: Event

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import clickhouse_connect
+from clickhouse_connect.driver import options
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, DataError, ProgrammingError
 
@@ -24,6 +25,10 @@ from infra.readmodel import PostgresUnit
 from infra.sinks import Follower, Held, Reached, Refused, Taken, Wanted
 from projections.registry import projections_in
 from projections.rows import Column, Engine, Kind, Projection, Put, Table
+
+options.np = options.pd = options.pd_time_test = None
+"""As if they were not installed: rows come as tuples, and to ask whether they are a frame imports pandas,
+most of a second and 60 MB of every process that writes."""
 
 TYPES: dict[Kind, str] = {
     "text": "String",
@@ -201,7 +206,7 @@ class ClickHouseUnit:
             try:
                 await asyncio.to_thread(self.clickhouse.insert, physical(table, version), columns, block)
             except UNWRITABLE as refused:
-                raise Refused(taken[0][0], str(refused).splitlines()[0]) from refused
+                raise Refused(str(refused).splitlines()[0]) from refused
 
     async def park(self, follower: Follower, place: Place, facts: Iterable[tuple[StoredFact, str]]) -> None:
         await self.desk.park(follower, place, facts)

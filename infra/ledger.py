@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -87,9 +87,10 @@ class Ledger:
             self.live = None
 
     @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    async def transaction(self, *, pipelined: bool = False) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """Pipelined: a statement is sent without waiting for the one before, and fails at the latest here."""
         conn = await self.open()
-        async with conn.transaction():
+        async with conn.pipeline() if pipelined else nullcontext(), conn.transaction():
             yield conn
 
     # ── facts ─────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,7 @@ from domain.registry import event_named
 TIME = struct.Struct(">q")
 HEADER = struct.Struct(">qHHH")
 REST = struct.Struct(">HHH")
+ENVELOPE_FROM = HEADER.size
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
@@ -54,6 +55,7 @@ def microseconds(at: datetime) -> int:
     return (at - EPOCH) // MICROSECOND
 
 
+@lru_cache(maxsize=4_096)  # all commands of a batch are recorded at one time
 def instant(at_us: int) -> datetime:
     return EPOCH + at_us * MICROSECOND
 
@@ -88,9 +90,9 @@ def recorded_of(tenant: str, stream: str, version: int, position: int, name: str
     """Read a stored fact, or raise Unreadable; an unknown name is Unreadable too."""
     try:
         at_us, number, class_version, length = HEADER.unpack_from(state)
-        data_from = HEADER.size + length
+        data_from = ENVELOPE_FROM + length
         event = event_named(name).from_stored(state[data_from:], class_version)
-        envelope = envelope_of(tenant, state[HEADER.size : data_from])
+        envelope = envelope_of(tenant, state[ENVELOPE_FROM:data_from])
         return Recorded(event, stream, version, position, instant(at_us), number, envelope)
     except UNREADABLE as broken:
         raise Unreadable(f"position {position}, {name[:80]!r}: {broken}") from broken

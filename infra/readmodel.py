@@ -8,7 +8,7 @@ each (key, position). So the state at any position can be told of every table.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -271,6 +271,15 @@ def batches(taken: Iterable[Taken]) -> dict[Table, PutBatch | SumBatch]:
 # ── the sink ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What the database says to content, as Refused."""
+    try:
+        yield
+    except (psycopg.DataError, psycopg.IntegrityError) as refused:
+        raise Refused(str(refused).splitlines()[0]) from refused
+
+
 class PostgresUnit:
     """One transaction. The checkpoints are locked first, which fences a former owner out."""
 
@@ -342,13 +351,10 @@ class PostgresUnit:
         )
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
-        fact = taken[0][0]
-        try:
+        with refusals():
             async with self.conn.transaction() if self.careful else nullcontext():
                 for _, batch in sorted(batches(taken).items(), key=lambda item: item[0].name):
                     await batch.write(self.conn, version)
-        except (psycopg.DataError, psycopg.IntegrityError) as refused:
-            raise Refused(fact, str(refused).splitlines()[0]) from refused
 
     async def park(self, follower: Follower, place: Place, facts: Iterable[tuple[StoredFact, str]]) -> None:
         async with self.conn.cursor() as cursor:
@@ -403,8 +409,9 @@ class PostgresSink:
 
     @asynccontextmanager
     async def unit(self, *, careful: bool = False) -> AsyncIterator[PostgresUnit]:
-        async with self.ledger.transaction() as conn:
-            yield PostgresUnit(conn, self.engine, careful=careful)
+        with refusals():
+            async with self.ledger.transaction(pipelined=not careful) as conn:
+                yield PostgresUnit(conn, self.engine, careful=careful)
 
     async def standing(self, followers: Sequence[Follower]) -> dict[tuple[str, str, int], int]:
         conn = await self.ledger.open()

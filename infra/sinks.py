@@ -31,11 +31,11 @@ Taken = tuple[StoredFact, Recorded, Sequence[Any]]
 
 
 class Refused(Exception):
-    """The store will not take what this fact asks for: not now, not ever."""
+    """The store will not take what some fact of a unit asks for: not now, not ever."""
 
-    def __init__(self, fact: StoredFact, reason: str) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.fact, self.reason = fact, reason
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Unit(Protocol):
         ...
 
     async def write(self, follower: Follower, version: int, taken: Sequence[Taken]) -> None:
-        """Apply all. Raises Refused when the store will not; in a careful unit with none applied, else
-        the unit is lost."""
+        """Apply all. In a careful unit, raises Refused when the store will not, with none applied; elsewhere
+        that may come to light only when the unit ends, and the whole unit is lost."""
         ...
 
     async def park(self, follower: Follower, place: Place, facts: Iterable[tuple[StoredFact, str]]) -> None:
@@ -95,7 +95,8 @@ class Sink(Protocol):
     """A store of read models. Contract: tests/streams/test_projector.py runs on every one."""
 
     def unit(self, *, careful: bool = False) -> AbstractAsyncContextManager[Unit]:
-        """A careful unit survives a refusal, at the price of more round trips."""
+        """A careful unit survives a refusal, at the price of more round trips; another raises Refused, at its
+        end at the latest."""
         ...
 
     async def standing(self, followers: Sequence[Follower]) -> dict[tuple[str, str, int], int]:

@@ -7,13 +7,14 @@ acknowledged to the broker is a hint, the truth is the mark that commits with th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import tempfile
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import faust
 import faust.transport.drivers.aiokafka as driver
@@ -35,6 +36,8 @@ from streams.topics import PARTITIONS, BadRecord, Run, topic_of, unpack
 FETCH_WAIT_MS = 50
 """Faust asks brokers to wait 1,500 ms for more; the embedded one sleeps that long whatever comes."""
 HEAL_S = 1.0
+JOIN_S = 6.0
+"""Before the first record nothing counts as lost for so long: a group takes a few seconds to form."""
 DRAIN_S = 5.0
 RETRY_S_MAX = 5.0
 STALLED_S = 20.0
@@ -95,11 +98,24 @@ def faust_app(runtime: Runtime, broker: str) -> faust.App:
     )
 
 
+class Pace(NamedTuple):
+    """How a feed takes records: so many at most, or what comes within so long; and facts of one commit."""
+
+    records: int
+    within_s: float
+    facts: int
+
+
+AT_ONCE, IN_BLOCKS = Pace(100, 0.03, 4_000), Pace(400, 1.0, 40_000)
+
+
 class Feed:
     """One projector behind one agent: batches in, retried until the store takes them."""
 
-    def __init__(self, name: str, projector: Projector, batch: int, within_s: float) -> None:
-        self.name, self.projector, self.batch, self.within_s = name, projector, batch, within_s
+    def __init__(self, name: str, projector: Projector, pace: Pace) -> None:
+        self.name, self.projector, self.pace = name, projector, pace
+        self.fed = asyncio.Event()
+        """Records have come since the start."""
         self.healing_since: float | None = None
         """When healing began without a record since; None: records come."""
 
@@ -108,9 +124,11 @@ class Feed:
         topic = app.topic(*names, value_type=bytes, key_type=bytes, internal=False)
 
         async def agent(stream: Any) -> None:
-            async for events in stream.noack_take(self.batch, within=self.within_s):
+            async for events in stream.noack_take(self.pace.records, within=self.pace.within_s):
+                self.fed.set()
                 self.healing_since = None
-                await insist(self.name, partial(self.projector.take, _runs(events)))
+                for runs in _portions(_runs(events), self.pace.facts):
+                    await insist(self.name, partial(self.projector.take, runs))
                 for event in events:
                     event.ack()
 
@@ -125,8 +143,10 @@ class Feed:
         """
         clock = asyncio.get_running_loop().time
         drain_at = clock()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.fed.wait(), JOIN_S)
         while True:
-            await asyncio.sleep(max(HEAL_S, 2 * self.within_s))
+            await asyncio.sleep(max(HEAL_S, 2 * self.pace.within_s))
             if await insist(self.name, self.projector.heal_tails):
                 self.healing_since = self.healing_since or clock()
                 if clock() - self.healing_since > STALLED_S:
@@ -136,15 +156,27 @@ class Feed:
                 drain_at = clock() + DRAIN_S
 
 
-def _runs(events: list[Any]) -> list[Run]:
-    found = []
+def _runs(events: list[Any]) -> Iterator[Run]:
     for event in events:
         message = event.message
         try:
-            found.append(unpack(message.topic, message.partition, event.value))
+            yield unpack(message.topic, message.partition, event.value)
         except BadRecord as bad:  # what it stood for is a gap now, and read from the log
             log.warning("%s/%d: %s", message.topic, message.partition, bad)
-    return found
+
+
+def _portions(runs: Iterable[Run], facts_max: int) -> Iterator[list[Run]]:
+    """So many facts a commit, or one run: after a pause the database works on one while the next is read."""
+    portion: list[Run] = []
+    facts = 0
+    for run in runs:
+        if portion and facts + len(run.facts) > facts_max:
+            yield portion
+            portion, facts = [], 0
+        portion.append(run)
+        facts += len(run.facts)
+    if portion:
+        yield portion
 
 
 async def insist(name: str, call: Callable[[], Awaitable[T]]) -> T:
@@ -171,9 +203,9 @@ async def feeds(runtime: Runtime) -> list[Feed]:
     logs = [runtime.ledger() for _ in range(3)]
     decoding = Decoding()
     return [
-        Feed("postgres", Projector(name, logs[0], sinks[0], rows, decoding), 100, 0.03),
-        Feed("clickhouse", Projector(name, logs[1], sinks[1], blocks, decoding), 400, 1.0),
-        Feed("reactions", Projector(name, logs[2], sinks[2], REACTIONS, decoding), 100, 0.03),
+        Feed("postgres", Projector(name, logs[0], sinks[0], rows, decoding), AT_ONCE),
+        Feed("clickhouse", Projector(name, logs[1], sinks[1], blocks, decoding), IN_BLOCKS),
+        Feed("reactions", Projector(name, logs[2], sinks[2], REACTIONS, decoding), AT_ONCE),
     ]
 
 

@@ -18,7 +18,6 @@ from domain.facts import Event, Recorded
 from domain.refusals import Refusal
 from domain.values import Permission
 from infra.ledger import Due, Ledger
-from infra.mapper import StoredFact
 from infra.places import PARTITIONS, topic_of
 from infra.readmodel import PostgresSink, PostgresUnit
 from infra.sinks import Follower, Held, Refused, Taken, Wanted
@@ -82,19 +81,18 @@ class ReactionUnit(PostgresUnit):
 
     def _handle(self, reaction: Reaction, taken: Iterable[Taken]) -> None:
         """All together: they are recorded by as few commits as may be."""
-        asked: list[tuple[StoredFact, Ask]] = []
-        for fact, recorded, answers in taken:
+        asked: list[Ask] = []
+        for _, recorded, answers in taken:
             by, fact_id = reaction.actor(recorded.tenant), recorded.fact_id
             correlation = recorded.envelope.correlation or recorded.envelope.command_id
             for number, each in enumerate(answers):
                 if not isinstance(each, Deadline):
                     key = reaction.key(fact_id, number)
-                    asked.append((fact, Ask(each, by, key, correlation, fact_id)))
-        outcomes = self.handler.handle_all([request for _, request in asked])
-        for (fact, request), outcome in zip(asked, outcomes, strict=True):
+                    asked.append(Ask(each, by, key, correlation, fact_id))
+        for request, outcome in zip(asked, self.handler.handle_all(asked), strict=True):
             if isinstance(outcome, Refusal):
                 reason = f"{type(request.command).__name__} refused: {type(outcome).__name__}"
-                raise Refused(fact, reason) from outcome
+                raise Refused(reason) from outcome
             if isinstance(outcome, Exception):
                 raise outcome
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from infra.mapper import StoredFact
 from infra.readmodel import PostgresSink
-from infra.runtime import Runtime
+from infra.runtime import Runtime, collect_less_garbage
 from infra.settings import Settings
 from projections.registry import projections_in
 from projections.rows import Engine
@@ -54,4 +54,5 @@ async def main(runtime: Runtime) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    collect_less_garbage()  # as the worker does
     print(json.dumps(asyncio.run(main(Runtime(Settings())))))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import streams.app
 from infra.runtime import run_role
+from streams.topics import Run
 
 unpacked = streams.app._runs
 arrived: list[float] = []
 
 
-def noting(events: list[Any]) -> list[Any]:
+def noting(events: list[Any]) -> Iterator[Run]:
     if not arrived:
         arrived.append(time.monotonic())
         print(arrived[0], flush=True)

@@ -429,7 +429,7 @@ def test_ids_are_the_same_when_the_decision_is_taken_again(ledger: Ledger, log: 
     assert len(Remembers.moments) == 4
     assert len(set(Remembers.moments)) == 1
     assert Remembers.moments[0][1:] == (given_id("k", 0), given_id("k", 1))
-    assert answer.facts[0].fact_id == replace(answer.facts[0], position=1).fact_id
+    assert answer.facts[0].fact_id == answer.facts[0]._replace(position=1).fact_id
 
 
 def test_a_facts_id_is_the_same_after_a_restore_though_its_position_is_not(ledger: Ledger, log: Log) -> None:

@@ -31,8 +31,8 @@ def test_a_command_id_is_of_its_tenant_and_the_namespace_stays() -> None:
 
 
 def test_a_facts_id_survives_a_restore_where_positions_are_used_again() -> None:
-    assert replace(FACT, position=3, version=2).fact_id == FACT.fact_id
-    assert replace(FACT, number=1).fact_id != FACT.fact_id
+    assert FACT._replace(position=3, version=2).fact_id == FACT.fact_id
+    assert FACT._replace(number=1).fact_id != FACT.fact_id
 
 
 @pytest.mark.parametrize("tenant", ["", "a/b", "a\nb", "x" * 65])

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -77,7 +76,7 @@ def test_the_librarys_readers_see_our_facts_as_they_are(stored: InPostgres, libr
     mine = [fact for fact in facts if fact.stream == "pool-p"]
     assert library.max_notification_id() == 4
     events = library.select_events(f"{TENANT}/pool-p")
-    assert [replace(fact, position=0) for fact in mine] == recorded_by(library, *events)
+    assert [fact._replace(position=0) for fact in mine] == recorded_by(library, *events)
     notifications = library.select_notifications(start=1, limit=10)
     assert list(facts) == recorded_by(library, *notifications)
     assert all(isinstance(each, Notification) for each in notifications)
@@ -105,7 +104,7 @@ def test_what_the_library_appends_is_a_fact_like_any_other(
     log = opened(stored, "p")
     facts = [of_library("a", 1, 5), of_library("b", 1, 5), of_library("a", 2, 5)]
     assert library.insert_events([MAPPER.to_stored_event(fact) for fact in facts]) == [2, 3, 4]
-    assert [replace(fact, position=0) for fact in log.recorded(TENANT, 2, 3)] == facts
+    assert [fact._replace(position=0) for fact in log.recorded(TENANT, 2, 3)] == facts
     with pytest.raises(PoolAlreadyOpen):
         Handler(log, lambda: T0).handle(OpenPool(pool="a"), by=ANA, key="k")
 

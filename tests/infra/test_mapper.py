@@ -188,7 +188,7 @@ def test_the_librarys_mapper_has_the_same_layout_under_its_cipher_and_compressor
         FACT.name,
     )
     assert (stored.state == STORED) is not (compressed or encrypted)
-    assert mapper.to_domain_event(stored) == replace(RECORDED, position=0)
+    assert mapper.to_domain_event(stored) == RECORDED._replace(position=0)
 
 
 def test_a_command_may_have_as_many_facts_as_the_header_can_count() -> None:

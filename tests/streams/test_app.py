@@ -14,10 +14,11 @@ import pytest
 
 from infra.bus import Bus
 from infra.engines.broker import EmbeddedBroker
+from infra.mapper import StoredFact
 from infra.places import PARTITIONS, topics
 from infra.runtime import Runtime
 from streams import app as app_module
-from streams.app import BrokerChanged, Feed, Stalled, _runs, insist, while_filled
+from streams.app import AT_ONCE, BrokerChanged, Feed, Pace, Stalled, _portions, _runs, insist, while_filled
 from streams.projector import Projector
 from streams.topics import Run, pack
 from tests.streams.line import LEDGER, Line
@@ -42,6 +43,7 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app_module, "HEAL_S", 0.05)
+    monkeypatch.setattr(app_module, "JOIN_S", 0.05)
     monkeypatch.setattr(app_module, "STALLED_S", 0.5)
 
 
@@ -57,7 +59,7 @@ def as_before() -> Iterator[None]:
 def test_a_feed_that_lives_on_healing_alone_gives_itself_up(line: Line, quick: None) -> None:
     async def story() -> None:
         async with line.projecting() as projector:
-            feed = Feed("postgres", projector, 100, 0.01)
+            feed = Feed("postgres", projector, Pace(100, 0.01, 4_000))
             tending = asyncio.ensure_future(feed.tend())
             number = 0
             while not tending.done():
@@ -74,7 +76,7 @@ def test_a_feed_that_lives_on_healing_alone_gives_itself_up(line: Line, quick: N
 def test_a_feed_that_is_brought_something_now_and_then_goes_on(line: Line, quick: None) -> None:
     async def story() -> None:
         async with line.projecting() as projector:
-            feed = Feed("postgres", projector, 100, 0.01)
+            feed = Feed("postgres", projector, Pace(100, 0.01, 4_000))
             tending = asyncio.ensure_future(feed.tend())
             for number in range(12):
                 place(line, range(number, number + 1))
@@ -130,8 +132,35 @@ def test_bytes_that_are_no_record_are_passed_over(caplog: pytest.LogCaptureFixtu
     def event(value: bytes) -> Any:
         return SimpleNamespace(message=SimpleNamespace(topic=run.topic, partition=run.partition), value=value)
 
-    assert _runs([event(b"\x01junk"), event(pack(run))]) == [run]
+    assert list(_runs([event(b"\x01junk"), event(pack(run))])) == [run]
     assert "counterfoil.0.catalog.v1.p4/1" in caplog.text
+
+
+def test_what_has_piled_up_is_taken_a_portion_at_a_time_and_a_long_record_alone() -> None:
+    fact = StoredFact(1, "acme/pool-p", 1, "capacity.places-taken", b"")
+    runs = [Run("t", 0, nth, nth + 1, (fact,) * count) for nth, count in enumerate((2, 1, 0, 1, 9, 1))]
+    portions = list(_portions(runs, 3))
+    assert [[len(run.facts) for run in portion] for portion in portions] == [[2, 1, 0], [1], [9], [1]]
+    assert [run for portion in portions for run in portion] == runs
+
+
+def test_before_its_first_record_a_feed_waits_a_little_and_then_heals(
+    line: Line, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        place(line, range(1))
+        line.publish()
+        async with line.projecting() as projector:
+            feed = Feed("postgres", projector, Pace(100, 0.01, 4_000))
+            monkeypatch.setattr(app_module, "JOIN_S", 0.6)
+            tending = asyncio.ensure_future(feed.tend())
+            await asyncio.sleep(0.4)
+            assert not projector.counted.healed
+            await until(lambda: projector.counted.healed > 0)
+            tending.cancel()
+            await asyncio.gather(tending, return_exceptions=True)
+
+    go(story())
 
 
 class Broken(Projector):
@@ -158,7 +187,7 @@ def test_the_worker_takes_what_the_relay_sends_and_ends_when_it_has_a_bug(
             projector = kind(LEDGER, whole.log, whole.sink, whole.followers)
 
             async def feeds(_: Runtime) -> list[Feed]:
-                feed = Feed("postgres", projector, 100, 0.03)
+                feed = Feed("postgres", projector, AT_ONCE)
                 monkeypatch.setattr(feed, "tend", asyncio.Event().wait)  # nothing is healed here
                 return [feed]
 

@@ -385,7 +385,7 @@ def test_the_marks_keep_a_zombie_out_until_it_is_dead(sold: Line) -> None:
             assert not owning.done()
             sold.conn.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'counterfoil_worker'"
-                " AND datname = current_database() AND state = 'idle in transaction'"
+                " AND datname = current_database() AND xact_start IS NOT NULL AND wait_event = 'ClientRead'"
             )
             await owning
             gate.opened.set()
