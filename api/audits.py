@@ -17,8 +17,7 @@ from rich.table import Table as Grid
 from api.stack import stack
 from infra.analytics import AnalyticsUnavailable
 from infra.audit.findings import AuditBusy
-from infra.audit.rebuild import SwitchContended
-from infra.audit.rebuild import rebuild as rebuild_projection
+from infra.audit.rebuild import SwitchContended, rebuild_all
 from infra.audit.state import StreamUnknown
 from infra.audit.state import state as state_of
 from infra.audit.verify import verify as verify_all
@@ -26,7 +25,7 @@ from infra.engines.footprint import pss_bytes, tree
 from infra.ledger import DATABASE_FAULTS
 from infra.runtime import Runtime
 from infra.settings import Settings
-from projections.registry import UnknownProjection
+from projections.registry import PROJECTIONS, UnknownProjection
 
 out = Console()
 err = Console(stderr=True)
@@ -89,32 +88,36 @@ def verify(
 
 
 def rebuild(
-    projection: Annotated[str, typer.Argument(help="One of `counterfoil doctor`'s list.")],
     reason: Annotated[str, typer.Option(help="Kept in the log with the rebuild.")],
+    projections: Annotated[
+        list[str] | None, typer.Argument(help="Of `counterfoil doctor`'s list; all if left out.")
+    ] = None,
     accept_differences: Annotated[
         bool, typer.Option("--accept-differences", help="Switch although rows differ from those shown.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a read model anew from the log, compare it row by row, and switch to it.
+    """Make read models anew from the log, compare them row by row, and switch to them.
 
     Example: counterfoil rebuild analytics --reason "checking"
     """
+    names = projections or [projection.name for projection in PROJECTIONS]
     with stack(Settings(), err.print) as system, steps() as tell:
         made = asyncio.run(
-            rebuild_projection(
+            rebuild_all(
                 system.runtime,
-                projection,
+                names,
                 reason=reason,
                 accept_differences=accept_differences,
                 progress=tell,
             )
         )
+    told: Any = made[0].as_json() if len(names) == 1 else [each.as_json() for each in made]
     if as_json:
-        print(json.dumps(made.as_json(), default=str))  # noqa: T201
+        print(json.dumps(told, default=str))  # noqa: T201
     else:
-        out.print_json(json.dumps(made.as_json(), default=str))
-    raise typer.Exit(0 if made.switched else 1)
+        out.print_json(json.dumps(told, default=str))
+    raise typer.Exit(0 if all(each.switched for each in made) else 1)
 
 
 def state(

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import psycopg
 from psycopg.errors import DeadlockDetected, LockNotAvailable
@@ -51,7 +51,20 @@ ROUNDS_MAX = 10
 SWITCHES_MAX = 5
 LOCK_MS_MAX = 10_000
 
+TOGETHER = 2
+"""Projections at work at once: while one waits for its store, the other reads and decodes."""
+
 Step = Callable[[str], None]
+
+
+class Options(TypedDict, total=False):
+    """How to rebuild, where it is not as usual."""
+
+    accept_differences: bool
+    keep: bool
+    progress: Progress
+    step: Step
+    grace_s: float
 
 
 class SwitchContended(Exception):
@@ -199,17 +212,7 @@ class Rebuild:
         return True
 
 
-async def rebuild(
-    runtime: Runtime,
-    name: str,
-    *,
-    reason: str,
-    accept_differences: bool = False,
-    keep: bool = False,
-    progress: Progress = no_progress,
-    step: Step = lambda _: None,
-    grace_s: float = GRACE_S,
-) -> Rebuilt:
+async def rebuild(runtime: Runtime, name: str, *, reason: str, **options: Unpack[Options]) -> Rebuilt:
     """Make a projection anew in both engines and put it on record, for all tenants at once.
 
     Rows that differ from what is shown stop it, unless `accept_differences`; `keep` leaves the old version
@@ -217,31 +220,64 @@ async def rebuild(
     cannot be recorded, AuditBusy, SwitchContended, and the stores' own faults: after any of them the version
     that was shown still is, or the new one already and then it is not on record, which `verify` says.
     """
-    began = time.monotonic()
-    projection = projection_named(name)
-    if not reason.strip():
-        raise ValueError("say why: the reason is put on record")
-    fact = partial(RecordRebuild, projection=name, reason=reason)
-    fact(version=1, rows=0, rows_differing=0)
+    return (await rebuild_all(runtime, [name], reason=reason, **options))[0]
 
-    async def record(outcome: Rebuilt) -> None:
-        command = fact(version=outcome.version, rows=outcome.rows, rows_differing=outcome.rows_differing)
-        key = f"rebuild-{name}-v{outcome.version}"
-        log = runtime.log()
+
+async def rebuild_all(
+    runtime: Runtime, names: Sequence[str], *, reason: str, **options: Unpack[Options]
+) -> list[Rebuilt]:
+    """Several, two at a time, each as `rebuild` has it. What one raises is raised when all are done."""
+    works = [_Anew(runtime, projection_named(name), reason, options) for name in dict.fromkeys(names)]
+    lanes = asyncio.Semaphore(TOGETHER)
+
+    async def in_turn(work: _Anew) -> Rebuilt:
+        async with lanes:
+            return await work.run()
+
+    async with audit_lock(runtime.settings.role_dsn("worker"), runtime.schema, alone=True):
+        outcomes = await asyncio.gather(*map(in_turn, works), return_exceptions=True)
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, Rebuilt)]
+
+
+class _Anew:
+    """One projection's rebuild with what belongs around it: the record, the readers' grace, the last drop."""
+
+    def __init__(self, runtime: Runtime, projection: Projection, reason: str, options: Options) -> None:
+        self.runtime, self.projection, self.options = runtime, projection, options
+        if not reason.strip():
+            raise ValueError("say why: the reason is put on record")
+        self.fact = partial(RecordRebuild, projection=projection.name, reason=reason)
+        self.fact(version=1, rows=0, rows_differing=0)
+
+    async def run(self) -> Rebuilt:
+        began, options = time.monotonic(), self.options
+        step = options.get("step", _no_step)
+        with closing(Rebuild(self.runtime, self.projection, self._tell, step)) as work:
+            outcome, unwanted = await work.run(options.get("accept_differences", False), self._record)
+            leave = options.get("keep", False) and outcome.switched
+            if outcome.switched and not leave:
+                self._tell("letting readers move on", 0, 1)
+                await asyncio.sleep(options.get("grace_s", GRACE_S))
+            dropped = not leave and await work.drop(unwanted)
+            step("dropped")
+        return replace(outcome, leftovers=not dropped, seconds=time.monotonic() - began)
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        self.options.get("progress", no_progress)(f"{self.projection.name}: {what}", done, total)
+
+    async def _record(self, outcome: Rebuilt) -> None:
+        command = self.fact(version=outcome.version, rows=outcome.rows, rows_differing=outcome.rows_differing)
+        key = f"rebuild-{self.projection.name}-v{outcome.version}"
+        log = self.runtime.log()
         try:
-            handle = partial(Handler(log, runtime.clock).handle, command, by=operator(TENANT), key=key)
+            handle = partial(Handler(log, self.runtime.clock).handle, command, by=operator(TENANT), key=key)
             await asyncio.to_thread(handle)
         finally:
             log.close()
 
-    work = Rebuild(runtime, projection, progress, step)
-    with closing(work):
-        async with audit_lock(runtime.settings.role_dsn("worker"), runtime.schema, alone=True):
-            outcome, unwanted = await work.run(accept_differences, record)
-            leave = keep and outcome.switched
-            if outcome.switched and not keep:
-                progress("letting readers move on", 0, 1)
-                await asyncio.sleep(grace_s)
-            dropped = not leave and await work.drop(unwanted)
-            step("dropped")
-    return replace(outcome, leftovers=not dropped, seconds=time.monotonic() - began)
+
+def _no_step(_: str) -> None:
+    """For who does not care."""

@@ -16,7 +16,7 @@ from domain.audit import ProjectionRebuilt
 from infra.audit import rebuild as module
 from infra.audit.build import Building
 from infra.audit.findings import AuditBusy
-from infra.audit.rebuild import Rebuilt, rebuild
+from infra.audit.rebuild import Rebuilt, rebuild, rebuild_all
 from infra.audit.verify import verify
 from projections.ordering import ORDERS
 from projections.registry import PROJECTIONS
@@ -129,6 +129,26 @@ def test_a_spoilt_past_is_mended_and_told(shop: Shop) -> None:
     outcome = rebuilt(shop, "catalog")
     assert outcome.switched
     assert [(each.added, each.changed) for each in outcome.past_differences] == [(2, 2)]
+    whole(shop)
+
+
+def test_several_are_rebuilt_side_by_side_and_one_that_dies_stops_no_other(shop: Shop) -> None:
+    names = [projection.name for projection in PROJECTIONS]
+    together = asyncio.run(rebuild_all(shop.runtime, names, reason="all of them", grace_s=0))
+    assert [each.projection for each in together] == names
+    assert all(each.ok and not each.rows_differing and not each.leftovers for each in together)
+    assert {number for name in names for number in version(shop, name)} == {2}
+    begun: list[str] = []
+
+    def die(what: str, done: int, total: int) -> None:
+        begun.append(what.split(":")[0])
+        if what.startswith("capacity: building"):
+            raise KeyError("a mistake")
+
+    with pytest.raises(KeyError):
+        asyncio.run(rebuild_all(shop.runtime, names, reason="again", grace_s=0, progress=die))
+    assert set(begun) == set(names)
+    assert {name: version(shop, name) for name in names} == {**dict.fromkeys(names, {3}), "capacity": {2}}
     whole(shop)
 
 
