@@ -110,7 +110,7 @@ def ask(made: System, engine: Engine, token: str, due: float) -> float:
             raise Wrong(f"the API answered {answer.status_code}: {answer.text[:300]}")
 
 
-def window(made: System, piece: Part, invoices_per_s: float) -> dict[str, list[float]]:
+def window(made: System, load: subprocess.Popen[bytes]) -> dict[str, list[float]]:
     """One stretch of load; seconds from the intended start of each command."""
     with made.database() as conn:
         row = conn.execute("SELECT epoch FROM head").fetchone()
@@ -121,12 +121,11 @@ def window(made: System, piece: Part, invoices_per_s: float) -> dict[str, list[f
     watching.start()
     commands: list[tuple[float, float, int]] = []
     asked: dict[Engine, list[Future[float]]] = {engine: [] for engine in Engine}
-    arguments = (LOAD, str(piece.file), TENANT, str(invoices_per_s))
-    with ThreadPoolExecutor(16) as asking, made.child(*arguments, output=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith(b"{"):
-                continue
+    assert load.stdin is not None
+    load.stdin.write(b"go on\n")
+    load.stdin.flush()
+    with ThreadPoolExecutor(16) as asking:
+        while (line := said(load)) != b"\n":
             due, acknowledged, position = line.split()
             commands.append((float(due), float(acknowledged), int(position)))
             for engine, every in (
@@ -137,8 +136,6 @@ def window(made: System, piece: Part, invoices_per_s: float) -> dict[str, list[f
                     asked[engine].append(
                         asking.submit(ask, made, engine, f"{ledger}:{int(position)}", float(due))
                     )
-        if process.wait():
-            raise Wrong("the load ended with an error; see logs")
     made.until_quiet()
     time.sleep(5 * LOOK_S)
     watch.stop.set()
@@ -150,18 +147,30 @@ def window(made: System, piece: Part, invoices_per_s: float) -> dict[str, list[f
     return found
 
 
+def said(load: subprocess.Popen[bytes]) -> bytes:
+    assert load.stdout is not None
+    line = load.stdout.readline()
+    if not line:
+        raise Wrong("the load ended with an error; see logs")
+    return line
+
+
 def measure(folder: Path, pieces: list[Part], lines_per_s: float) -> Figure:
-    """The first piece goes in before, at full speed: a shop that has just opened lists an offer a line."""
+    """The first piece goes in before, at full speed: a shop that has just opened lists an offer a line, and a
+    program that has just started knows none of its pools."""
     figure = Figure("lag", "event to read model in Postgres, p99, from the intended start", "s", 1.0, False)
     every: dict[str, list[float]] = {}
-    lines = invoices = 0
-    with system(folder / "lag", *EVERYTHING) as made:
-        made.told(LOAD, str(pieces[0].file), TENANT)
+    lines = sum(len(piece.lines) for piece in pieces[1:])
+    invoices = sum(len({line[0] for line in piece.lines}) for piece in pieces[1:])
+    arguments = (str(pieces[0].file), TENANT, str(invoices / lines * lines_per_s))
+    with (
+        system(folder / "lag", *EVERYTHING) as made,
+        made.child(LOAD, *arguments, *(str(piece.file) for piece in pieces[1:]), talk=True) as load,
+    ):
+        said(load)
         made.until_quiet()
-        for nth, piece in enumerate(pieces[1:], 1):
-            count = len({line[0] for line in piece.lines})
-            found = window(made, piece, count / len(piece.lines) * lines_per_s)
-            lines, invoices = lines + len(piece.lines), invoices + count
+        for nth in range(1, len(pieces)):
+            found = window(made, load)
             for name, values in found.items():
                 every.setdefault(name, []).extend(values)
             p50, p99 = (percentile(found["postgres"], share) for share in (0.5, 0.99))

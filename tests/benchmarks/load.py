@@ -1,11 +1,14 @@
-"""Imports a file as commands, as `counterfoil import` does: `load FILE TENANT [INVOICES_PER_S]`.
+"""Imports files as commands: `load FILE TENANT [INVOICES_PER_S FILE ...]`. Prints what came of it as JSON.
 
-Prints what came of it as JSON. With a rate it keeps to a schedule, however long the answers take (an open
-loop), and prints a line for each invoice before: when it was due, when it was acknowledged, its position.
+The first file goes in as `counterfoil import` does it. The others keep to a schedule, however long answers
+take (an open loop), each invoice by a client of its own on one event loop, as behind the API. Each of them
+begins when a line comes in, and prints one for each invoice: when it was due, when it was acknowledged, its
+position; then an empty one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -14,22 +17,12 @@ from pathlib import Path
 
 from api.demo import CURRENCY
 from api.retail.file import Invoice, read_invoices
-from api.retail.importer import TOGETHER_INVOICES, Summary, import_invoices
-from commands.handling import Answer, Ask, Handler
+from api.retail.importer import commands_of, import_invoices, is_charge, titles_of
+from commands.catalog import ListOffer
+from commands.handling import Actor, Answer, Ask, Handler
+from domain.catalog import OfferAlreadyListed
 from infra.runtime import Runtime, collect_less_garbage, operator
 from infra.settings import Settings
-
-
-class Noting(Handler):
-    """Keeps the position of the last answer."""
-
-    position = 0
-    tenant = ""
-
-    def handle_all(self, requests: Sequence[Ask]) -> list[Answer | Exception]:
-        answers = super().handle_all(requests)
-        self.position = max([self.position, *(a.position for a in answers if isinstance(a, Answer))])
-        return answers
 
 
 def peak_mib() -> int:
@@ -38,41 +31,64 @@ def peak_mib() -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) >> 10
 
 
-def at_once(handler: Noting, invoices: Sequence[Invoice]) -> Summary:
-    return import_invoices(handler, invoices, actor=operator(handler.tenant, "bench"), currency=CURRENCY)
+class Shop:
+    """Clients of one tenant, who know what is listed."""
+
+    def __init__(self, handler: Handler, actor: Actor, titles: dict[str, str]) -> None:
+        self.handler, self.actor, self.titles = handler, actor, titles
+        self.listing: dict[str, asyncio.Task[None]] = {}
+
+    async def list_offer(self, code: str) -> None:
+        command = ListOffer(offer=code, title=self.titles.get(code, code))
+        try:
+            await self.handler.handling(Ask(command, self.actor, f"offer-{code}"))
+        except OfferAlreadyListed:
+            return
+
+    async def record(self, invoice: Invoice, known: set[str]) -> int:
+        """Its offers, as far as they are new, then its papers; the last position."""
+        codes = {line.code for line in invoice.lines if not is_charge(line.code)} - known
+        for code in codes - self.listing.keys():
+            self.listing[code] = asyncio.create_task(self.list_offer(code))
+        await asyncio.gather(*(self.listing[code] for code in codes))
+        position = 0
+        for key, command in commands_of(invoice, self.actor.tenant, CURRENCY):
+            answer: Answer = await self.handler.handling(Ask(command, self.actor, key))
+            position = max(position, answer.position)
+        return position
+
+    async def keep_to(self, invoices: Sequence[Invoice], per_s: float, known: set[str]) -> None:
+        """One invoice is due every so often from the first on; a late one does not move the next."""
+        began = time.monotonic()
+
+        async def client(invoice: Invoice, due: float) -> None:
+            position = await self.record(invoice, known)
+            print(due, time.monotonic(), position, flush=True)
+
+        async with asyncio.TaskGroup() as clients:
+            for nth, invoice in enumerate(invoices):
+                due = began + nth / per_s
+                await asyncio.sleep(max(due - time.monotonic(), 0))
+                clients.create_task(client(invoice, due))
 
 
-def on_schedule(handler: Noting, invoices: Sequence[Invoice], per_s: float) -> Summary:
-    """One invoice is due every so often from the first on; a late one does not move the next.
-
-    What is due is sent together, as it would be by clients who do not wait for each other.
-    """
-    whole, began = Summary(), time.monotonic()
-    while whole.invoices < len(invoices):
-        first = whole.invoices
-        time.sleep(max(began + first / per_s - time.monotonic(), 0))
-        due = int((time.monotonic() - began) * per_s) + 1
-        few = invoices[first : max(min(due, first + TOGETHER_INVOICES), first + 1)]
-        done = at_once(handler, few)
-        for nth in range(first, first + len(few)):
-            print(began + nth / per_s, time.monotonic(), handler.position, flush=True)
-        whole.invoices += len(few)
-        whole.lines += done.lines
-        whole.imported += done.imported
-        whole.failed += done.failed
-        whole.stopped = whole.stopped or done.stopped
-    return whole
+async def on_schedule(handler: Handler, actor: Actor, files: Sequence[str], per_s: float) -> None:
+    pieces = [read_invoices(Path(file)) for file in files[1:]]
+    shop = Shop(handler, actor, titles_of(invoice for piece in pieces for invoice in piece))
+    known = {line.code for invoice in read_invoices(Path(files[0])) for line in invoice.lines}
+    for piece in pieces:
+        if await asyncio.to_thread(sys.stdin.readline):
+            await shop.keep_to(piece, per_s, known)
+            print(flush=True)
 
 
-def main(file: str, tenant: str, per_s: str | None = None) -> None:
+def main(file: str, tenant: str, per_s: str | None = None, *later: str) -> None:
     reading = time.monotonic()
     invoices = read_invoices(Path(file))
-    plain = Runtime(Settings()).handler()
-    handler = Noting(plain.log, plain.clock)
-    handler.tenant = tenant
+    handler, actor = Runtime(Settings()).handler(), operator(tenant, "bench")
     collect_less_garbage()
     began, cpu_s = time.monotonic(), time.process_time()
-    summary = at_once(handler, invoices) if per_s is None else on_schedule(handler, invoices, float(per_s))
+    summary = import_invoices(handler, invoices, actor=actor, currency=CURRENCY)
     told = {
         "began": began,
         "ended": time.monotonic(),
@@ -85,6 +101,8 @@ def main(file: str, tenant: str, per_s: str | None = None) -> None:
     if summary.failed or summary.stopped:
         sys.exit(f"{summary.stopped or ''} {[str(failure) for failure in summary.failed[:3]]}")
     print(json.dumps(told), flush=True)
+    if per_s is not None:
+        asyncio.run(on_schedule(handler, actor, (file, *later), float(per_s)))
 
 
 if __name__ == "__main__":

@@ -101,12 +101,17 @@ class System:
     # ── processes ─────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def child(self, *module: str, output: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    def child(
+        self, *module: str, output: int | None = None, talk: bool = False
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """`python -m MODULE...` in this system's environment; ended with the block."""
+        if talk:
+            output = subprocess.PIPE
         with (self.home / "logs" / f"{module[0]}.log").open("ab") as log:
             process = subprocess.Popen(
                 tethered([sys.executable, "-m", *module], parent_pid=os.getpid()),
                 env=self.environment,
+                stdin=subprocess.PIPE if talk else None,
                 stdout=log if output is None else output,
                 stderr=log,
             )
