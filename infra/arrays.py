@@ -34,6 +34,8 @@ LOCAL_EPOCH = EPOCH.replace(tzinfo=None)
 DAY_S = 86_400
 US = 1_000_000
 NEGATIVE = 0x4000
+FEW = 64
+"""Below it, elements are packed one by one: a batch of the log is mostly small."""
 DIGIT = 10_000
 """Of a numeric: Postgres counts in ten thousands."""
 
@@ -105,7 +107,7 @@ class Ints4(Array):
     __slots__ = ()
     oid, element_oid = 1007, 23
 
-    def parts(self, values: Sequence[int]) -> Iterable[bytearray]:
+    def parts(self, values: Sequence[int]) -> Iterable[bytes | bytearray]:
         return (_wide("i", 4, values),)
 
 
@@ -113,7 +115,7 @@ class Ints8(Array):
     __slots__ = ()
     oid, element_oid = 1016, 20
 
-    def parts(self, values: Sequence[int]) -> Iterable[bytearray]:
+    def parts(self, values: Sequence[int]) -> Iterable[bytes | bytearray]:
         return (_wide("q", 8, values),)
 
 
@@ -121,8 +123,8 @@ class Bools(Array):
     __slots__ = ()
     oid, element_oid = 1000, 16
 
-    def parts(self, values: Sequence[bool]) -> Iterable[bytearray]:
-        return (_spread(bytes(values), 1, len(values)),)
+    def parts(self, values: Sequence[bool]) -> Iterable[bytes | bytearray]:
+        return (_wide("B", 1, values),)
 
 
 class Uuids(Array):
@@ -140,7 +142,7 @@ class Instants(Array):
     __slots__ = ()
     oid, element_oid = 1185, 1184
 
-    def parts(self, values: Sequence[datetime]) -> Iterable[bytearray]:
+    def parts(self, values: Sequence[datetime]) -> Iterable[bytes | bytearray]:
         return (_wide("q", 8, _microseconds(EPOCH, values)),)
 
 
@@ -150,7 +152,7 @@ class Locals(Array):
     __slots__ = ()
     oid, element_oid = 1115, 1114
 
-    def parts(self, values: Sequence[datetime]) -> Iterable[bytearray]:
+    def parts(self, values: Sequence[datetime]) -> Iterable[bytes | bytearray]:
         return (_wide("q", 8, _microseconds(LOCAL_EPOCH, values)),)
 
 
@@ -177,7 +179,16 @@ def _microseconds(since: datetime, values: Iterable[datetime]) -> list[int]:
     return [(span.days * DAY_S + span.seconds) * US + span.microseconds for span in spans]
 
 
-def _wide(code: str, width: int, values: Iterable[int]) -> bytearray:
+@lru_cache(maxsize=FEW)
+def _lengths_and(code: str, count: int) -> struct.Struct:
+    return struct.Struct("!" + f"i{code}" * count)
+
+
+def _wide(code: str, width: int, values: Sequence[int]) -> bytes | bytearray:
+    if len(values) < FEW:
+        wire = [width] * (2 * len(values))
+        wire[1::2] = values
+        return _lengths_and(code, len(values)).pack(*wire)
     packed = array(code, values)
     if byteorder == "little":
         packed.byteswap()

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import psycopg
+from psycopg import pq
+from psycopg.adapt import Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq.abc import PGresult
 from psycopg.types.composite import CompositeInfo, register_composite
 
 RECONNECT_S_MAX = 15.0
@@ -20,6 +26,36 @@ T = TypeVar("T")
 
 class LogUnavailable(Exception):
     """A fault: the database could not be reached. What was sent may or may not be recorded; the key tells."""
+
+
+class Statement:
+    """Prepared once a connection and sent without the driver's cursor: half of the processor time.
+
+    Parameters are `$1`, `$2`, ... of these types (oids), given as bytes in Postgres' binary format.
+    """
+
+    def __init__(self, sql: str, oids: Sequence[int]) -> None:
+        self.sql, self.oids = sql.encode(), list(oids)
+        self.name = f"counterfoil_{zlib.crc32(self.sql):08x}".encode()
+        self.formats = [pq.Format.BINARY] * len(self.oids)
+        self.prepared_on: WeakSet[psycopg.Connection[Any]] = WeakSet()
+
+    def rows(self, conn: psycopg.Connection[Any], parameters: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        """Blocks, and lets other threads go on meanwhile. Raises psycopg's own errors."""
+        if conn not in self.prepared_on:
+            self._checked(conn, conn.pgconn.prepare(self.name, self.sql, self.oids))
+            self.prepared_on.add(conn)
+        result = conn.pgconn.exec_prepared(self.name, parameters, self.formats, pq.Format.BINARY)
+        self._checked(conn, result)
+        reading = Transformer(conn)
+        reading.set_pgresult(result)
+        return reading.load_rows(0, result.ntuples, tuple)
+
+    def _checked(self, conn: psycopg.Connection[Any], result: PGresult) -> None:
+        if result.status not in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK):
+            if conn.pgconn.status == pq.ConnStatus.BAD:
+                raise psycopg.OperationalError(result.get_error_message())
+            raise error_from_result(result)
 
 
 class Connection:

@@ -19,13 +19,15 @@ from typing import Any, cast
 import psycopg
 
 from commands.log import Overloaded
-from infra.arrays import Blobs, Bools, Ints4, Ints8, Texts
-from infra.connection import Connection
+from infra.arrays import Array, Blobs, Bools, Ints4, Ints8, Texts
+from infra.connection import Connection, Statement
 
 BATCH_FACTS_MAX = 500
 """Of a batch, as far as whole commands allow; a larger command goes alone."""
 QUEUE_FACTS_MAX = 20_000
 """Facts and commands that may wait: about a second's work. Beyond it callers are turned away."""
+LINGER_S_MAX = 0.002
+"""A batch waits for as many as came together lately, as long as the last one took and no longer than this."""
 NOTIFY_S = 0.005
 """Listeners are told of new facts this often at most, when nothing waits."""
 NOTIFY_LATE_S = 0.1
@@ -34,9 +36,18 @@ NOTIFY_AGAIN_S = 1.0
 """After a database that did not answer: the eventsourcing library's subscriptions look only when told."""
 EPOCH_UNKNOWN = 0
 
-APPEND = (
+INT4, INT8, BOOL = 23, 20, 16
+PARAMETERS = (
+    *(INT4, INT8, BOOL),
+    *(Texts.oid, Texts.oid, Texts.oid, Blobs.oid, Texts.oid, Bools.oid, Ints4.oid, Ints4.oid, Ints4.oid),
+    *(Texts.oid, Ints8.oid),
+    *(Ints4.oid, Ints8.oid),
+    *(Ints4.oid, Texts.oid, Ints8.oid, Texts.oid, Blobs.oid),
+)
+APPEND = Statement(
     "SELECT outcome, last_position, fact_count, recorded_us, spent_digest, newer"
-    " FROM append(%b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b, %b)"
+    f" FROM append({', '.join(f'${nth}' for nth in range(1, len(PARAMETERS) + 1))})",
+    PARAMETERS,
 )
 NOTIFY = (
     "SELECT set_config('synchronous_commit', 'off', true), pg_notify(channel, '')"
@@ -161,7 +172,8 @@ class Batch:
         self.keys.add(key)
         return True
 
-    def arguments(self, epoch: int, stamped: bool) -> tuple[Any, ...]:
+    def arguments(self, epoch: int, stamped: bool) -> list[bytes]:
+        """As `append` (infra/migrations/0003_group_commit.sql) names them."""
         commands = self.asked
         number = {stream: nth for nth, stream in enumerate(self.first, 1)}
         version = dict(self.first)
@@ -172,10 +184,7 @@ class Batch:
             versions.append(version[stream])
         counts = [len(each.facts) for each in commands]
         reads = [read for each in commands for read in each.reads.items()]
-        return (
-            epoch,
-            max(each.at_us for each in commands),
-            stamped,
+        columns: tuple[Array, ...] = (
             Texts([each.tenant for each in commands]),
             Texts([each.actor for each in commands]),
             Texts([each.key for each in commands]),
@@ -195,6 +204,8 @@ class Batch:
             Texts([name for _, name, _ in facts]),
             Blobs([state for _, _, state in facts]),
         )
+        at_us = max(each.at_us for each in commands)
+        return [*_scalars(epoch, at_us, stamped), *[column.dumped() for column in columns]]
 
     def verdicts(self, rows: Sequence[tuple[Any, ...]]) -> list[Verdict]:
         if rows[0][0] != "all":
@@ -224,6 +235,12 @@ class Group:
         self.thread: threading.Thread | None = None
         self.closing = False
         self.notify_at: float | None = None
+        self.wanted = 1
+        """In the queue, before the thread is woken."""
+        self.company = 1
+        """How many commands came together lately."""
+        self.took_s = 0.0
+        """The last call."""
 
     def submit(self, asked: Asked) -> None:
         """Queue it. Raises Overloaded."""
@@ -237,7 +254,8 @@ class Group:
                 self.notify_at = time.monotonic()  # this may be who died before it told anybody
                 self.thread = threading.Thread(target=self._run, name="group commit", daemon=True)
                 self.thread.start()
-            self.arrived.notify()
+            if len(self.queue) >= self.wanted:
+                self.arrived.notify()
 
     def close(self) -> None:
         """Record what waits, tell listeners, then stop."""
@@ -279,6 +297,7 @@ class Group:
                     self.thread = None
                     return None
                 self.arrived.wait(patience_s)
+            self._gather()
             batch, forsaken = Batch(), []
             while self.queue:
                 asked = self.queue[0]
@@ -292,6 +311,17 @@ class Group:
         if forsaken:
             _wake([asked.ticket for asked in forsaken])
         return batch
+
+    def _gather(self) -> None:
+        """Wait for those who were just answered to come back: a commit costs the same for one as for all."""
+        if len(self.queue) < self.company and not self.closing:
+            self.wanted = self.company
+            until = time.monotonic() + min(self.took_s, LINGER_S_MAX)
+            while len(self.queue) < self.company and (left_s := until - time.monotonic()) > 0:
+                self.arrived.wait(left_s)
+            self.wanted = 1
+        waiting = len(self.queue)
+        self.company = waiting if waiting > self.company else (self.company + waiting) // 2
 
     def _send(self, batch: Batch) -> list[Verdict]:
         """Sent again after a lost connection: what was committed then is 'spent' now."""
@@ -307,8 +337,11 @@ class Group:
             if before != EPOCH_UNKNOWN:
                 return [Verdict("restored")] * len(batch.asked)
 
-    def _call(self, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-        return self.connection.retrying(lambda conn: conn.execute(APPEND, arguments, binary=True).fetchall())
+    def _call(self, arguments: Sequence[bytes]) -> list[tuple[Any, ...]]:
+        began = time.monotonic()
+        rows = self.connection.retrying(lambda conn: APPEND.rows(conn, arguments))
+        self.took_s = time.monotonic() - began
+        return rows
 
     def _one_by_one(self, batch: Batch) -> list[Verdict | Exception]:
         """One of them is broken: the others are not to suffer."""
@@ -349,6 +382,10 @@ class Group:
         except Exception:  # noqa: BLE001  no command depends on it
             if not self.closing:
                 self.notify_at = time.monotonic() + NOTIFY_AGAIN_S
+
+
+def _scalars(epoch: int, at_us: int, stamped: bool) -> tuple[bytes, bytes, bytes]:
+    return epoch.to_bytes(4, "big", signed=True), at_us.to_bytes(8, "big", signed=True), bytes([stamped])
 
 
 def _wake(tickets: Sequence[Ticket]) -> None:

@@ -97,11 +97,7 @@ def appending(conn: Conn, tenant: str, reads: dict[str, int], *written: str) -> 
     facts = [(stream, "n", b"x") for stream in written]
     batch = Batch()
     batch.take(Asked(tenant, "a", "new", b"", "c", 0, True, reads, facts, (), Ticket()))
-    row: tuple[Any, ...] | None = conn.execute(
-        APPEND, batch.arguments(1, stamped=True), binary=True
-    ).fetchone()
-    assert row is not None
-    return row
+    return APPEND.rows(conn, batch.arguments(1, stamped=True))[0]
 
 
 def test_a_tenant_with_a_slash_is_turned_away_because_it_would_be_anothers_stream(app: Conn) -> None:

@@ -143,7 +143,7 @@ def through_the_function(conn: psycopg.Connection[Any], name: str) -> None:
     stream, batch = f"acme/offer-{name}", Batch()
     facts = [(stream, "catalog.offer-listed", b"state")]
     batch.take(Asked("acme", "ana", name, b"", "c", 0, True, {stream: 0}, facts, (), Ticket()))
-    conn.execute(APPEND, batch.arguments(1, stamped=True), binary=True)
+    APPEND.rows(conn, batch.arguments(1, stamped=True))
 
 
 def by_insert(conn: psycopg.Connection[Any], name: str) -> None:
