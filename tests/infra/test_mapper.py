@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -92,6 +93,19 @@ def test_the_facts_of_one_command_share_one_envelope() -> None:
     assert envelope_of(TENANT, stored) is envelope_of(TENANT, stored)
     assert envelope_of(TENANT, stored) == ENVELOPE
     assert envelope_of("other", stored) == replace(ENVELOPE, tenant="other")
+
+
+@given(st.builds(Envelope, st.just(TENANT), NAMES, NAMES, MAYBE_ID, MAYBE_ID))
+def test_an_envelope_is_written_as_the_standard_library_writes_json(envelope: Envelope) -> None:
+    whole = {
+        "actor": envelope.actor,
+        "key": envelope.key,
+        "correlation": envelope.correlation,
+        "causation": envelope.causation,
+    }
+    given_ones = {name: str(value) for name, value in whole.items() if value is not None}
+    expected = json.dumps(given_ones, separators=(",", ":"), ensure_ascii=False).encode()
+    assert envelope_json(envelope) == expected
 
 
 # ── what is not a fact ────────────────────────────────────────────────────────────────────────────

@@ -6,6 +6,7 @@ Standard library only: peers run it in environments of their own.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
 import threading
@@ -18,6 +19,7 @@ from typing import Any
 WARM_UP = 1
 """Calls of each worker that do not count: connections are opened and statements prepared by them."""
 PAYLOAD_BYTES = 250
+GARBAGE_OBJECTS = 200_000
 EVENTS_OF_STREAM = 10
 """A writer turns to a new stream when its old one is so long."""
 
@@ -27,7 +29,12 @@ Answer = dict[str, Any]
 
 
 def serve(tasks: dict[str, Callable[..., Answer]], **ready: Any) -> None:
-    """Answer until standard input ends. `ready` is said first."""
+    """Answer until standard input ends. `ready` is said first.
+
+    Every contender in Python looks for cycles as seldom as Counterfoil's roles do: it is worth a third.
+    """
+    gc.set_threshold(GARBAGE_OBJECTS)
+    gc.freeze()
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no answer
     print(json.dumps({"ready": ready}), file=out, flush=True)
     for line in sys.stdin:
