@@ -226,33 +226,46 @@ class Handler:
     async def handling(self, request: Ask) -> Answer:
         """`handle`, for an event loop: nothing blocks it."""
         steps = self._settle(request)
-        with ExitStack() as turn:
-            try:
-                step = self._advance(steps, None)
-                while True:
-                    match step:
-                        case Turn():
-                            turn.close()
-                            await self._enter(turn, self.log.turn(step.tenant, step.streams))
-                            result = None
-                        case _ if callable(step):
-                            result = await asyncio.to_thread(step)
-                        case _:
-                            result = await step
-                    step = self._advance(steps, result)
-            except StopIteration as done:
-                answer: Answer = done.value
-                return answer
+        turn: AbstractContextManager[None] | None = None
+        try:
+            step = self._advance(steps, None)
+            while True:
+                match step:
+                    case Turn():
+                        before, turn = turn, None
+                        await self._leave(before)
+                        turn = await self._enter(self.log.turn(step.tenant, step.streams))
+                        result = None
+                    case _ if callable(step):
+                        result = await asyncio.to_thread(step)
+                    case _:
+                        result = await step
+                step = self._advance(steps, result)
+        except StopIteration as done:
+            answer: Answer = done.value
+            return answer
+        finally:
+            await self._leave(turn)
 
-    async def _enter(self, stack: ExitStack, turn: AbstractContextManager[None]) -> None:
+    async def _enter(self, turn: AbstractContextManager[None]) -> AbstractContextManager[None]:
         """Wait in a thread; a turn that comes after its task was cancelled is given back."""
-        entering = asyncio.get_running_loop().run_in_executor(self.waiting, turn.__enter__)
+        loop = asyncio.get_running_loop()
+        entering = loop.run_in_executor(self.waiting, turn.__enter__)
         try:
             await asyncio.shield(entering)
         except asyncio.CancelledError:
-            entering.add_done_callback(lambda done: done.exception() or turn.__exit__(None, None, None))
+            entering.add_done_callback(
+                lambda done: done.exception() or loop.run_in_executor(None, turn.__exit__, None, None, None)
+            )
             raise
-        stack.push(turn.__exit__)
+        return turn
+
+    async def _leave(self, turn: AbstractContextManager[None] | None) -> None:
+        """Giving a turn back is a round trip, so it is done in a thread, cancelled or not: one of those that
+        nobody waits for turns in."""
+        if turn is not None:
+            leaving = asyncio.get_running_loop().run_in_executor(None, turn.__exit__, None, None, None)
+            await asyncio.shield(leaving)
 
     def _finished(self, each: tuple[Steps, Step] | Answer | Exception) -> Answer | Exception:
         if not isinstance(each, tuple):

@@ -1,0 +1,85 @@
+"""I7, I10: what is shown is what the log comes to, in both engines, now and as of earlier positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from domain.facts import Recorded
+from infra.readmodel import past, physical
+from projections.fold import Fold, Key, Row
+from projections.registry import PROJECTIONS
+from projections.rows import Engine, Projection, Table
+from tests.simulation.blocks import Blocks
+from tests.simulation.database import Database
+from tests.simulation.notes import Broken
+
+HEAD = 2**62
+
+
+def folded(facts: Sequence[Recorded], projections: Sequence[Projection] = PROJECTIONS) -> Fold:
+    fold = Fold()
+    for fact in facts:
+        for projection in projections:
+            if fact.event.name in projection.names:
+                fold.add(fact, projection.project(fact))
+    return fold
+
+
+def judge_views(database: Database, blocks: Blocks, facts: Sequence[Recorded]) -> None:
+    fold = folded(facts)
+    for projection in PROJECTIONS:
+        for table in projection.tables_in(Engine.POSTGRES):
+            agree(table, "now", fold.rows(table), dict(database.tables[physical(table, 1)]))
+        for table in projection.tables_in(Engine.CLICKHOUSE):
+            agree(table, "now", fold.rows(table), in_blocks(blocks, table, HEAD))
+    judge_past(database, fold, HEAD)
+    middle = len(facts) // 2
+    judge_past(database, folded(facts[:middle]), middle)
+
+
+def judge_past(
+    database: Database, fold: Fold, position: int, projections: Sequence[Projection] = PROJECTIONS
+) -> None:
+    for projection in projections:
+        for table in projection.tables_in(Engine.POSTGRES):
+            agree(table, f"as of {position}", fold.rows(table), told(database, table, position))
+
+
+def told(database: Database, table: Table, position: int) -> dict[Key, Row]:
+    """The table at a position, from its history or its moves."""
+    rows: dict[Key, Any] = {}
+    for (key, _), row in database.tables[past(table, 1)].items():
+        if table.sums:
+            *names, since = row
+            if since <= position:
+                before = rows.get(key, (*key, *[0] * len(table.sums)))
+                deltas = names[len(key) :]
+                rows[key] = (*key, *map(sum, zip(before[len(key) :], deltas, strict=True)))
+        else:
+            *names, since, until = row
+            if since <= position and (until is None or until > position):
+                rows[key] = tuple(names)
+    return rows
+
+
+def in_blocks(blocks: Blocks, table: Table, position: int) -> dict[Key, Row]:
+    """A table in ClickHouse, of what was written up to a position."""
+    names = [column.name for column in table.columns]
+    return {
+        key: tuple(row[name] for name in names)
+        for key, row in blocks.tables[physical(table, 1)].items()
+        if row["from_position"] <= position
+    }
+
+
+def agree(table: Table, when: str, expected: dict[Key, Row], found: dict[Key, Row]) -> None:
+    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+    other = [key for key in expected.keys() & found.keys() if expected[key] != found[key]]
+    if missing or extra or other:
+        example = [(key, expected.get(key), found.get(key)) for key in [*missing, *extra, *other][:2]]
+        raise Broken(
+            "I7 what is shown is what the log comes to",
+            f"{table.name} {when}: {len(missing)} rows missing, {len(extra)} too many, {len(other)} different;"
+            f" e.g. {example}",
+        )
