@@ -21,7 +21,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError,
 
 from infra.ledger import Ledger, Place
 from infra.mapper import StoredFact
-from infra.readmodel import PostgresUnit
+from infra.readmodel import PostgresSink, PostgresUnit
 from infra.sinks import Follower, Held, Reached, Refused, Taken, Wanted
 from projections.registry import projections_in
 from projections.rows import Column, Engine, Kind, Projection, Put, Table
@@ -230,34 +230,43 @@ class ClickHouseUnit:
         await self.desk.mark(reached)  # a copy, for the relay's rewind
 
 
-class ClickHouseSink:
-    """Rows in ClickHouse; the truth about how far they reach is in its own progress table."""
+class Desk(PostgresSink):
+    """Where marks and parked facts of what goes to ClickHouse are kept."""
 
     engine = "clickhouse"
 
+
+class ClickHouseSink:
+    """Rows in ClickHouse. What has been taken in is what both stores say: its progress table of the rows, the
+    desk of what was parked."""
+
     def __init__(self, clickhouse: ClickHouse, ledger: Ledger) -> None:
-        self.clickhouse, self.ledger = clickhouse, ledger
+        self.clickhouse, self.desk = clickhouse, Desk(ledger)
 
     @asynccontextmanager
     async def unit(self, *, careful: bool = False) -> AsyncIterator[ClickHouseUnit]:
-        async with self.ledger.transaction() as conn:
-            yield ClickHouseUnit(self.clickhouse, PostgresUnit(conn, self.engine))
+        async with self.desk.unit() as unit:
+            yield ClickHouseUnit(self.clickhouse, unit)
 
     async def standing(self, followers: Sequence[Follower]) -> dict[tuple[str, str, int], int]:
+        """The lesser of the two: a unit that wrote its progress and did not commit is to be repeated, though
+        nothing else may ever come, or what it parked would be forgotten."""
         _, rows = await asyncio.to_thread(
             self.clickhouse.query,
             "SELECT name, version, topic, partition, max(position) FROM progress"
             " GROUP BY name, version, topic, partition",
         )
-        conn = await self.ledger.open()
+        conn = await self.desk.ledger.open()
         shown = dict(
             await (
-                await conn.execute("SELECT name, version FROM projections WHERE engine = %s", (self.engine,))
+                await conn.execute(
+                    "SELECT name, version FROM projections WHERE engine = %s", (self.desk.engine,)
+                )
             ).fetchall()
         )
-        names = {follower.name for follower in followers}
+        marks = await self.desk.standing(followers)
         return {
-            (name, topic, int(partition)): int(position)
+            (name, topic, int(partition)): min(int(position), marks.get((name, topic, int(partition)), 0))
             for name, version, topic, partition, position in rows
-            if name in names and version == shown.get(name, 1)
+            if (name, topic, int(partition)) in marks and version == shown.get(name, 1)
         }

@@ -328,6 +328,28 @@ def test_a_crash_after_parking_does_not_forget_what_was_parked(on: Line, kind: s
     go(story())
 
 
+@pytest.mark.parametrize("moment", ["before_mark", "before_commit"])
+def test_what_was_to_be_parked_when_it_crashed_is_noticed_though_nothing_comes_any_more(
+    on: Line, kind: str, moment: str
+) -> None:
+    """The crash is after ClickHouse has its progress, and before Postgres has what is parked."""
+
+    async def story() -> None:
+        position = on.poison(BAD)
+        runs = on.runs()
+        async with on.projecting(kind) as projector:
+            projector.sink = Hooked(projector.sink, **{moment: crash})
+            with pytest.raises(Crash):
+                await projector.take(runs)
+        on.publish(runs)
+        async with on.projecting(kind) as successor:
+            await heal(successor)
+        right(on, kind)
+        assert {parked[2] for parked in on.parked()} == {position}
+
+    go(story())
+
+
 def test_a_killed_connection_is_a_fault_and_nothing_is_half_done(sold: Line) -> None:
     async def story() -> None:
         runs = sold.runs()
