@@ -304,20 +304,23 @@ class Handler:
         """Load what the first step of every boundary needs, in one round trip for each tenant."""
         wanted: dict[str, dict[str, int]] = {}
         keys: dict[str, list[Any]] = {}
+        readings: dict[str, Reading] = {}
         with self.lock:
             for request in requests:
-                reading = Reading(self.log, request.by.tenant, self.memory)
+                tenant = request.by.tenant
+                reading = readings.setdefault(tenant, Reading(self.log, tenant, self.memory))
+                reading.begin()
                 try:
                     request.command.read(reading)
                 except Unloaded as unknown:
-                    keys.setdefault(request.by.tenant, []).extend(unknown.keys)
-                    wanted.setdefault(request.by.tenant, {}).update({key[1]: 0 for key in unknown.keys})
+                    keys.setdefault(tenant, []).extend(unknown.keys)
+                    wanted.setdefault(tenant, {}).update({key[1]: 0 for key in unknown.keys})
                 except Refusal:
                     continue
         for tenant, streams in wanted.items():
             facts = self.log.read(tenant, streams)
             with self.lock:
-                Reading(self.log, tenant, self.memory).load(dict.fromkeys(keys[tenant]), facts)
+                readings[tenant].load(dict.fromkeys(keys[tenant]), facts)
 
     # ── one command ───────────────────────────────────────────────────────────────────────────────
 
@@ -411,7 +414,7 @@ class Handler:
         for fact in facts:
             if fact.stream not in versions:
                 raise UnreadStream(f"{name} wrote {fact.stream} without reading it")
-        append = Append(envelope, digest, name, versions, facts, now, refusal is None)
+        append = Append(envelope, digest, name, versions, facts, now, refusal is None, reading.epoch)
         pending = self.log.submit(append, reading.follows())
         reading.expect(pending, facts, now)
         return pending

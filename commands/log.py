@@ -23,6 +23,8 @@ class Append:
     at: datetime
     spends: bool = True
     """False for a refusal, which only asks whether what it rests on still stands: it leaves no mark."""
+    epoch: int = 0
+    """Of the ledger when it was read; 0 believes whatever it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Spent:
 class Stale:
     """Something that was read has moved on; these are the newer facts of those streams.
 
-    Without any, the log is behind what was read: it was restored.
+    Without any, the ledger was restored: what was read is void.
     """
 
     newer: tuple[Recorded, ...]
@@ -99,6 +101,12 @@ class Settled:
 
 class Log(Protocol):
     """One ledger's log, as `handle` needs it. Contract: tests/infra/test_log_contract.py."""
+
+    @property
+    def epoch(self) -> int:
+        """The ledger's, as far as is known here; 0 before anything was read. What was read in another one is
+        void."""
+        ...
 
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         """The facts of each stream past a version, in order within each stream."""

@@ -101,6 +101,14 @@ class Memory:
     def __init__(self, size_max: int = REMEMBERED_MAX) -> None:
         self.size_max = size_max
         self.states: OrderedDict[Key, Remembered] = OrderedDict()
+        self.epoch = 0
+        """Of the ledger whose states they are."""
+
+    def enter(self, epoch: int) -> None:
+        """Forget what is of another epoch: the same versions hold other facts there."""
+        if epoch != self.epoch:
+            self.states.clear()
+            self.epoch = epoch
 
     def recall(self, key: Key) -> Remembered | None:
         found = self.states.get(key)
@@ -124,6 +132,8 @@ class Reading:
     held: dict[str, list[Remembered]] = field(default_factory=dict)
     loaded: dict[Key, Remembered] = field(default_factory=dict)
     """What this command had to load: its own, should memory be too small to keep it."""
+    epoch: int = 0
+    """In which all of it was read."""
 
     def __call__(self, stream: str, state: type[S]) -> S:
         return self.each((stream,), state)[stream]
@@ -173,20 +183,25 @@ class Reading:
         return self.log.claim(self.tenant, kind, value)
 
     def load(self, keys: Iterable[Key], facts: Iterable[Recorded]) -> None:
-        """Remember what these facts fold to; a state that came into memory meanwhile stays."""
+        """Remember what these facts fold to; a state that came into memory meanwhile stays. Memory has no use
+        for what was read before the ledger was restored."""
         by_stream: dict[str, list[Remembered]] = {}
         for key in keys:
             remembered = self.loaded[key] = Remembered(key, key[2]())
             by_stream.setdefault(key[1], []).append(remembered)
-            if key not in self.memory.states:
+            if key not in self.memory.states and self.epoch == self.memory.epoch:
                 self.memory.keep(key, remembered)
         for fact in facts:
             for remembered in by_stream[fact.stream]:
                 remembered.fold(fact)
 
     def begin(self) -> None:
-        """Read anew."""
+        """Read anew, in the present epoch."""
         self.held = {}
+        self.memory.enter(self.log.epoch)
+        if self.epoch != self.memory.epoch:
+            self.loaded.clear()
+            self.epoch = self.memory.epoch
 
     def fold(self, facts: Iterable[Recorded]) -> None:
         """Bring the states up to these facts, those apart that hold what was never recorded."""

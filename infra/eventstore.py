@@ -20,7 +20,7 @@ from psycopg.sql import SQL, Identifier
 from commands.log import Append, Appended, Outcome, Overloaded, Pending, Spent, Stale, Undone
 from domain.facts import Envelope, Recorded
 from infra.connection import Connection, LogUnavailable
-from infra.groupcommit import Asked, Group, Newer, Ticket, Verdict
+from infra.groupcommit import EPOCH_UNKNOWN, Asked, Group, Newer, Ticket, Verdict
 from infra.mapper import envelope_json, instant, microseconds, recorded_of, rest_of, split
 from infra.reads import Reads
 from infra.turns import Turns
@@ -32,6 +32,7 @@ LIBRARY_TENANT = "eventsourcing"
 EVENTS = "stored_events"
 """A ledger's table by its library name, and the channel on which the library's subscriptions listen."""
 
+EPOCH = "SELECT epoch FROM head"
 RECORDED = "SELECT stream, version, pos, topic, state FROM read_recorded(%b, %b, %b)"
 SPENT = "SELECT spent_digest, last_position, fact_count FROM spent_key(%b, %b, %b)"
 
@@ -92,9 +93,18 @@ class PostgresLog:
         self.reads, self.turns = Reads(self.connection), Turns(dsn, schema)
         self.claim_key = claim_key
 
+    @property
+    def epoch(self) -> int:
+        return self.group.epoch
+
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         if not after:
             return []
+        if (
+            self.epoch == EPOCH_UNKNOWN
+        ):  # known before the first fact is: a restore after it is noticed
+            row = self.connection.retrying(lambda conn: conn.execute(EPOCH).fetchone())
+            self.group.learn(cast(tuple[int], row)[0])
         return [recorded_of(tenant, *row) for row in self.reads.read(tenant, after)]
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> LogTicket:
@@ -115,6 +125,7 @@ class PostgresLog:
             ],
             follows,
             pending.ticket,
+            append.epoch,
         )
         self.group.submit(asked)
         return pending

@@ -71,6 +71,7 @@ class Verdict:
 
 
 UNDONE = Verdict("undone")
+RESTORED = Verdict("restored")
 RECORDED = ("appended", "spent")
 """Now, or before: perhaps by this very batch, whose answer was lost."""
 
@@ -137,6 +138,8 @@ class Asked:
     follows: Sequence[Any]
     """Tickets (anything with `failed`) whose facts it counts on."""
     ticket: Ticket
+    epoch: int = EPOCH_UNKNOWN
+    """In which its streams were read, if that matters."""
 
     @property
     def weight(self) -> int:
@@ -257,6 +260,12 @@ class Group:
             if len(self.queue) >= self.wanted:
                 self.arrived.notify()
 
+    def learn(self, epoch: int) -> None:
+        """The ledger's, for whoever reads before anything is appended."""
+        with self.arrived:
+            if self.epoch == EPOCH_UNKNOWN:
+                self.epoch = epoch
+
     def close(self) -> None:
         """Record what waits, tell listeners, then stop."""
         if threading.current_thread() is self.thread:  # garbage may be collected here: not under our own lock
@@ -304,6 +313,9 @@ class Group:
                 if any(ticket.failed for ticket in asked.follows):
                     forsaken.append(asked)
                     self._settle(asked.ticket, UNDONE)
+                elif asked.epoch not in (EPOCH_UNKNOWN, self.epoch):  # its versions may fit all the same
+                    forsaken.append(asked)
+                    self._settle(asked.ticket, RESTORED)
                 elif not batch.take(asked):
                     break
                 self.queue.popleft()
@@ -335,7 +347,7 @@ class Group:
                 return verdicts
             before, self.epoch = self.epoch, cast(int, rows[0][2])
             if before != EPOCH_UNKNOWN:
-                return [Verdict("restored")] * len(batch.asked)
+                return [RESTORED] * len(batch.asked)
 
     def _call(self, arguments: Sequence[bytes]) -> list[tuple[Any, ...]]:
         began = time.monotonic()

@@ -21,6 +21,7 @@ class MemoryLog:
         self.streams: dict[tuple[str, str], list[int]] = {}
         self.keys: dict[tuple[str, str, str], Spent] = {}
         self.at_us = 0
+        self.epoch = 1
         self.lock = threading.RLock()
 
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:

@@ -113,6 +113,10 @@ class Around:
     def __init__(self, log: Log) -> None:
         self.log = log
 
+    @property
+    def epoch(self) -> int:
+        return self.log.epoch
+
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         return self.log.read(tenant, after)
 

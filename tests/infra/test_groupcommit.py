@@ -7,9 +7,10 @@ import gc
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -183,6 +184,52 @@ def test_a_raised_epoch_voids_what_was_read(stored: InPostgres) -> None:
         conn.execute("UPDATE head SET epoch = epoch + 1")
     assert log.append(ask("two", {"pool-a": 1}, taken("a"))) == Stale(())
     assert isinstance(log.append(ask("two", {"pool-a": 1}, taken("a"))), Appended)
+
+
+def test_what_was_read_before_a_restore_is_void_in_the_queue_too_though_its_versions_fit(
+    stored: InPostgres,
+) -> None:
+    """Another process was there first: the version that was read exists again, with other facts in it."""
+    log, other = stored.open(), stored.open()
+    log.append(ask("lost", {"pool-a": 0}, taken("a")))
+    stored.cut(0)
+    with stored.admin() as conn:
+        conn.execute("UPDATE head SET epoch = epoch + 1")
+    other.append(ask("new", {"pool-a": 0}, taken("a", 9)))
+    before = log.epoch
+    with head_locked(stored):
+        first = log.submit(replace(ask("one", {"pool-b": 0}, taken("b")), epoch=before))
+        waiting_s = time.monotonic() + PATIENCE_S
+        while log.group.queue and time.monotonic() < waiting_s:
+            time.sleep(0.001)
+        second = log.submit(replace(ask("two", {"pool-a": 1}, taken("a", 2)), epoch=before))
+    assert first.result() == Stale(())
+    assert second.result() == Stale(())
+    assert log.epoch == before + 1
+
+
+def test_a_decision_taken_while_the_news_of_a_restore_is_on_its_way_rests_on_the_restored_ledger(
+    stored: InPostgres,
+) -> None:
+    """It comes after the log knows, and before whoever was told first has forgotten anything."""
+    handler = Handler(stored.open(), lambda: T0)
+    handler.handle(OpenPool(pool="a", capacity=10), by=ANA, key="open")
+    handler.handle(order(1, 1, "a"), by=ANA, key="lost")
+    with stored.admin() as conn:
+        conn.execute("UPDATE head SET epoch = epoch + 1")
+    stored.cut(1)
+    Handler(stored.open(), lambda: T0).handle(order(2, 10, "a"), by=ANA, key="all")
+    assert handler.log.submit(replace(ask("any", {"pool-b": 0}), epoch=1)).result() == Stale(())
+    with pytest.raises(SoldOut):
+        handler.handle(order(3, 2, "a"), by=ANA, key="more")
+
+
+def test_the_epoch_is_known_before_the_first_fact_is_read(stored: InPostgres) -> None:
+    """Else a restore between the first read and the first append would go by unnoticed."""
+    log = stored.open()
+    assert log.epoch == 0
+    log.read(TENANT, {"pool-a": 0})
+    assert log.epoch == 1
 
 
 # ── the queue ─────────────────────────────────────────────────────────────────────────────────────
@@ -426,6 +473,43 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_no_turn_taken(stored: In
     asyncio.run(impatient())
     with other.turn(TENANT, ["pool-p"]):
         assert [fact.envelope.key for fact in other.read(TENANT, {"pool-p": 1})] == ["k2"]
+
+
+class SlowToGiveBack(PostgresLog):
+    """Its database takes a while to answer that a turn is given back."""
+
+    @contextmanager
+    def turn(self, tenant: str, streams: Iterable[str]) -> Iterator[None]:
+        with super().turn(tenant, streams):
+            yield
+        time.sleep(0.5)
+
+
+def test_giving_a_turn_back_holds_up_nobody_else_of_the_loop(stored: InPostgres) -> None:
+    """It is a round trip: to a database that has gone away, one of many seconds."""
+    log = SlowToGiveBack(stored.settings.role_dsn("app"), stored.schema, CLAIM_KEY)
+    stored.opened.append(log)
+    handler = Handler(log, lambda: T0)
+    handler.hot[TENANT, "pool-p"] = 1
+    longest_s = 0.0
+
+    async def watch() -> None:
+        nonlocal longest_s
+        while True:
+            before_s = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest_s = max(longest_s, time.monotonic() - before_s)
+
+    async def ask() -> None:
+        watching = asyncio.ensure_future(watch())
+        await asyncio.sleep(0)
+        await handler.handling(Ask(OpenPool(pool="p"), ANA, "k"))
+        await asyncio.sleep(0.02)
+        watching.cancel()
+
+    asyncio.run(ask())
+    assert not handler.hot
+    assert longest_s < 0.3
 
 
 def test_whoever_has_the_turn_can_read_however_many_wait_for_it(stored: InPostgres) -> None:

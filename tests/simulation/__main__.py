@@ -1,4 +1,4 @@
-"""`python -m tests.simulation`: many seeds, each a run of the whole system; a failure says how to see it again."""
+"""`python -m tests.simulation`: many seeds, each a run of the whole system; a failure says how to replay it."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def _sentence(total: dict[str, object]) -> str:
     assert isinstance(failed, list)
     said = f"{len(failed)} failed: {failed}" if failed else "none failed"
     return (
-        f"{total['seeds']} seeds, {total['requests']} requests, {total['facts']} facts, {total['steps']} steps,"
-        f" {total['simulated_s']} s simulated in {total['took_s']} s: {said}"
+        f"{total['seeds']} seeds, {total['requests']} requests, {total['facts']} facts,"
+        f" {total['steps']} steps, {total['simulated_s']} s simulated in {total['took_s']} s: {said}"
     )
 
 

@@ -1,4 +1,4 @@
-"""ClickHouse, as its client: blocks of rows that replace those of the same sorting key, and no transactions."""
+"""ClickHouse, as its client: blocks of rows that replace those of the same key, and no transactions."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ class Blocks:
 
     def insert(self, table: str, rows: Sequence[dict[str, Any]]) -> None:
         key, version = (
-            (PROGRESS_KEY, "position")
-            if table == "progress"
-            else (TABLES[table].whole_key, "from_position")
+            (PROGRESS_KEY, "position") if table == "progress" else (TABLES[table].whole_key, "from_position")
         )
         for row in rows:
             mine = tuple(row[name] for name in key)

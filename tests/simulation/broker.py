@@ -1,4 +1,4 @@
-"""The broker: it keeps records until it forgets them all, and brings them late, twice, in any order or never."""
+"""The broker: keeps records until it forgets them all; brings them late, twice, in any order or never."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ class App:
     async def start(self) -> None:
         self.broker.join(self)
         for agent, stream in zip(self.agents, self.streams, strict=True):
-            self.working.append(asyncio.ensure_future(agent(stream)))  # type: ignore[arg-type]
+            self.working.append(asyncio.ensure_future(agent(stream)))
         self.working.append(asyncio.ensure_future(self._fetch()))
 
     async def wait_until_stopped(self) -> None:

@@ -64,8 +64,11 @@ def connections(server: Server) -> type[connection.Connection]:
     return Connected
 
 
-class AsyncCursor(Cursor):
+class AsyncCursor:
     """Of a connection that is awaited; its rows are there at once."""
+
+    def __init__(self, result: Result) -> None:
+        self.rows, self.rowcount = iter(result.rows), result.count
 
     async def fetchone(self) -> Any:
         return next(self.rows, None)
@@ -151,5 +154,3 @@ def connecting(server: Server) -> Callable[[str, str], Any]:
         return Awaited(server)
 
     return connect
-
-

@@ -1,4 +1,4 @@
-"""Threads that take turns with the loop: real stacks, one of which runs at a time, as the seed will have it."""
+"""Threads that take turns with the loop: real stacks, one of which runs at a time, by the seed's will."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from tests.simulation.process import PROCESS, Killed, Process
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tests.simulation.loop import VirtualLoop
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Carrier(threading.Thread):
@@ -127,7 +128,7 @@ class Fibers:
         self.loop.call_soon(fiber.resume)
         return fiber
 
-    def run(self, pool: int, threads: int, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    def run(self, pool: int, threads: int, call: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
         """In a pool of so many threads: who comes when all are busy waits for one."""
         process = PROCESS.get()
         fiber = Fiber(self.loop, process, lambda: call(*args))

@@ -1,4 +1,4 @@
-"""What has to hold when all has settled: the log, what clients were told, the rules, reactions and deadlines."""
+"""What has to hold when all has settled: the log, what clients were told, the rules, what follows from it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from domain.values import minor_digits
 from infra.mapper import StoredFact
 from tests.simulation.database import Database, Key, Row
 from tests.simulation.notes import Broken, Note
+from tests.simulation.skew import PAIR, PAIR_MOST
 
 MICRO_PER_UNIT = 1_000_000
 
@@ -44,7 +45,11 @@ def facts_in(database: Database) -> list[Recorded]:
 def judge_log(database: Database, facts: list[Recorded]) -> None:
     """I3: positions and versions without gaps, time that never goes back; I1: one command's facts together."""
     (position, _, _), versions = database.tables["head"][()], Counter[tuple[str, str]]()
-    require([fact.position for fact in facts] == list(range(1, position + 1)), "I3 positions have no gap", position)
+    require(
+        [fact.position for fact in facts] == list(range(1, position + 1)),
+        "I3 positions have no gap",
+        position,
+    )
     before: datetime | None = None
     by_key: defaultdict[Key, list[Recorded]] = defaultdict(list)
     for fact in facts:
@@ -57,7 +62,9 @@ def judge_log(database: Database, facts: list[Recorded]) -> None:
     commands = database.tables["commands"]
     for key, (_, _, first, count) in commands.items():
         told = [(fact.position, fact.number) for fact in by_key.pop(key, ())]
-        require(told == [(first + n, n) for n in range(count)], "I1 a command's facts are there once", (key, told))
+        require(
+            told == [(first + n, n) for n in range(count)], "I1 a command's facts are there once", (key, told)
+        )
     require(not by_key, "I1 facts have a command", list(by_key)[:3])
 
 
@@ -76,6 +83,8 @@ def judge_clients(commands: dict[Key, Row], facts: list[Recorded], notes: Iterab
                 require(digest == note.request.command.digest(), "I1 a key is for one request", note.request)
                 told, held = answer.facts, tuple(facts[first - 1 : first - 1 + count])
                 require(told == held, "I1 facts are there as they were told", (str(note.request), told, held))
+        meant = [note.request.command for note in mine if note.answers]
+        require(all(each == meant[0] for each in meant), "I1 a key is for one request", (key, meant))
         sure = not any(note.answers or note.unknown or note.excused for note in mine)
         require(not sure or recorded is None, "I1 what was refused left nothing", mine[0].request)
     asked = {each for each in commands if each[1] in ("ana", "ben")}
@@ -135,11 +144,13 @@ class Pool:
 
 
 def judge_rules(facts: list[Recorded]) -> None:
-    """I9: no pool is oversold at any position. I8: money is exact. I6: each settled paper is paid for once."""
+    """I9: no pool is oversold at any position. I8: money is exact. I6: each settled paper is paid once."""
     pools: defaultdict[tuple[str, str], Pool] = defaultdict(Pool)
     owed: dict[tuple[str, UUID], tuple[int, str, UUID]] = {}
     for fact in facts:
         pools[fact.tenant, fact.stream].take(fact)
+        pair = sum(pools[fact.tenant, f"pool-{code}"].used for code in PAIR)
+        require(pair <= PAIR_MOST, "I9 no write skew", f"{pair} taken of a pair by {fact}")
         match fact.event:
             case OrderPlaced() | GoodsReturned() as paper:
                 exact = sum(line.quantity * line.unit_price_micro for line in paper.lines)

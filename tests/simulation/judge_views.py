@@ -80,6 +80,6 @@ def agree(table: Table, when: str, expected: dict[Key, Row], found: dict[Key, Ro
         example = [(key, expected.get(key), found.get(key)) for key in [*missing, *extra, *other][:2]]
         raise Broken(
             "I7 what is shown is what the log comes to",
-            f"{table.name} {when}: {len(missing)} rows missing, {len(extra)} too many, {len(other)} different;"
-            f" e.g. {example}",
+            f"{table.name} {when}: {len(missing)} rows missing, {len(extra)} too many,"
+            f" {len(other)} different; e.g. {example}",
         )

@@ -9,12 +9,13 @@ from concurrent.futures import Executor
 from contextvars import Context
 from heapq import heappop, heappush
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 from tests.simulation.fibers import Fibers
 from tests.simulation.process import PROCESS, Process
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 DEFAULT_THREADS = 6
 """Of `asyncio.to_thread`: what Python gives a machine of two cores."""
 
@@ -94,7 +95,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def time(self) -> float:
         return self.now_s
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Context | None = None) -> Any:
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
         handle = asyncio.Handle(callback, args, self, context)
         self.ready.append((handle, _owner(context)))
         return handle
@@ -102,7 +105,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     call_soon_threadsafe = call_soon
 
     def call_at(
-        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         # Ties go by chance, and the number only keeps handles from being compared.
@@ -110,7 +113,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return handle
 
     def call_later(
-        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         return self.call_at(self.now_s + delay, callback, *args, context=context)
 
@@ -125,14 +128,14 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         context: Context | None = None,
         **_: Any,
     ) -> asyncio.Task[T]:
-        task = asyncio.Task(coro, loop=self, name=name, context=context)  # type: ignore[arg-type]
+        task = asyncio.Task(coro, loop=self, name=name, context=context)
         process = _owner(context)
         if process is not None:
             process.own(task)
         return task
 
     def run_in_executor(
-        self, executor: Executor | None, func: Callable[..., T], *args: Any
+        self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
         """As a fiber of the process, which has as many threads as the executor would have."""
         threads = DEFAULT_THREADS if executor is None else executor._max_workers  # type: ignore[attr-defined]
@@ -159,4 +162,3 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
 def _owner(context: Context | None) -> Process | None:
     return PROCESS.get() if context is None else context.get(PROCESS)
-

@@ -17,6 +17,7 @@ from domain.facts import Envelope
 from domain.values import AdjustmentId, HoldId, OrderId, PaymentId, ReturnId
 from tests.simulation.database import EPOCH_BEGINS
 from tests.simulation.faults import Weather, weather_of
+from tests.simulation.skew import PAIR, GiveToPair, TakeOfPair
 
 TENANTS = ("acme", "zeta")
 ACTORS = ("ana", "ben")
@@ -104,7 +105,7 @@ class Asking:
             self._ask(tenant, OpenPool(pool=code, capacity=self.random.choice((None, 4, 12, 60))))
             for tenant in TENANTS
             for code in CODES
-        ]
+        ] + [self._ask(tenant, OpenPool(pool=code)) for tenant in TENANTS for code in PAIR]
 
     def burst(self) -> list[Request]:
         random = self.random
@@ -142,26 +143,29 @@ class Asking:
     def _command(self, tenant: str) -> Command:
         random = self.random
         what = random.random()
-        if what < 0.42:
+        if what < 0.38:
             return self._order()
-        if what < 0.62:
+        if what < 0.57:
             return self._about_a_hold(tenant)
-        if what < 0.72:
+        if what < 0.68:
             return HoldPlaces(
                 pool=random.choice(CODES), quantity=random.randint(1, 3), ttl_s=random.randint(1, 5)
             )
-        if what < 0.80:
+        if what < 0.76:
             paper = self._paper()
             return ReturnGoods(
                 return_id=ReturnId(_id(paper)), document=paper, lines=self._lines(sign=-1, most=2)
             )
-        if what < 0.88:
+        if what < 0.84:
             paper = self._paper()
             lines = self._lines(sign=random.choice((1, 1, -1)), most=3)
             return AdjustStock(adjustment_id=AdjustmentId(_id(paper)), document=paper, lines=lines)
-        if what < 0.92:
+        if what < 0.88:
             return self._offer()
-        if what < 0.95:
+        if what < 0.97:
+            pool, other = random.sample(PAIR, 2)
+            return random.choice((TakeOfPair, TakeOfPair, GiveToPair))(pool=pool, other=other)
+        if what < 0.98:
             paper = self._paper()
             return AdjustBadDebt(
                 payment_id=PaymentId(uuid5(_id(paper), "debt")),
@@ -234,7 +238,9 @@ def mishaps(random: Random, until_s: float) -> list[Mishap]:
     """Of each kind none, one or several; a run in which everything fails at once shows little."""
     made: list[Mishap] = []
 
-    def some(kind: str, most: int, whats: tuple[str, ...] = ("",), number: int = 0, for_s: float = 0.0) -> None:
+    def some(
+        kind: str, most: int, whats: tuple[str, ...] = ("",), number: int = 0, for_s: float = 0.0
+    ) -> None:
         for _ in range(random.randint(0, most)):
             at_s = random.uniform(0.2, until_s)
             lasting = random.uniform(0.1, for_s) if for_s else 0.0
@@ -250,5 +256,8 @@ def mishaps(random: Random, until_s: float) -> list[Mishap]:
     if random.random() < 0.25:
         kept_s = random.uniform(0.3, 0.9) * until_s
         made.append(Mishap(kept_s, "backup"))
-        made.append(Mishap(min(until_s, kept_s + random.uniform(0.05, 2.0)), "restore"))
+        again_s = min(until_s, kept_s + random.uniform(0.05, 2.0))
+        made.append(Mishap(again_s, "restore"))
+        if random.random() < 0.5:  # one that hears of it late, and has much on its mind
+            made.append(Mishap(again_s - 0.02, "freeze", "api-1", for_s=random.uniform(0.1, 2.0)))
     return made

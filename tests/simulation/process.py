@@ -79,7 +79,7 @@ class Process:
     def _unwind(self, task: asyncio.Task[Any]) -> None:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         with suppress(Killed, RuntimeError):  # it may wait once more on its way out: nobody comes
-            task.get_coro().close()  # type: ignore[union-attr]
+            task.get_coro().close()
 
 
 def context_of(process: Process | None) -> Context:

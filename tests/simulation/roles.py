@@ -43,9 +43,7 @@ def runtime(loop: VirtualLoop, skew_s: float) -> Runtime:
         kafka="broker:9092",
         clickhouse="http://clickhouse",
     )
-    return Runtime(
-        cast(Settings, settings), lambda: EPOCH_BEGINS + timedelta(seconds=loop.now_s + skew_s)
-    )
+    return Runtime(cast(Settings, settings), lambda: EPOCH_BEGINS + timedelta(seconds=loop.now_s + skew_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +60,13 @@ class Role:
         self.own = context_of(None)
         self.process = Process(loop, name)
         self.wanted = False
+        self.life: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self.wanted = True
         self.process = process = Process(self.loop, self.name)
         process.at_death.append(self._again)
-        self.loop.create_task(self._live(process), context=context_of(process))
+        self.life = self.loop.create_task(self._live(process), context=context_of(process))
 
     def stop(self) -> None:
         self.wanted = False
@@ -115,9 +114,7 @@ class Api(Role):
             raise Died
         told: asyncio.Future[Answer] = self.loop.create_future()
         self.calls[told] = None
-        handling = self.loop.create_task(
-            self.handler.handling(request), context=context_of(self.process)
-        )
+        handling = self.loop.create_task(self.handler.handling(request), context=context_of(self.process))
         handling.add_done_callback(lambda done: _pass_on(done, told), context=self.own)
         try:
             return await told

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.simulation.notes import Broken
 from tests.simulation.plan import Plan, Request, plan_of
-from tests.simulation.world import World
+from tests.simulation.world import Planted, World, sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Outcome:
     """Of the run: where chance stood in the end, and what the log holds."""
 
 
-def run(seed: int, requests: int) -> Outcome:
-    return run_plan(plan_of(seed, requests))
+def run(seed: int, requests: int, planted: Planted = sound) -> Outcome:
+    return run_plan(plan_of(seed, requests), planted)
 
 
-def run_plan(plan: Plan) -> Outcome:
-    world = World(plan)
+def run_plan(plan: Plan, planted: Planted = sound) -> Outcome:
+    world = World(plan, planted)
     invariant = found = ""
     try:
         world.run()
@@ -50,4 +50,3 @@ def run_plan(plan: Plan) -> Outcome:
         world.loop.now_s,
         zlib.crc32(repr(ended).encode()),
     )
-

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import faust
+
 import streams.app
 import streams.relay
 from commands import handling

@@ -8,11 +8,11 @@ from typing import Any
 
 import psycopg
 
+from tests.simulation import sql_log, sql_motion, sql_rows
 from tests.simulation.database import Blocked, Database, Session
 from tests.simulation.faults import Chance
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.process import PROCESS, Process, context_of
-from tests.simulation import sql_log, sql_motion, sql_rows
 from tests.simulation.sql import Result, execute
 
 STATEMENTS = (sql_log, sql_motion, sql_rows)

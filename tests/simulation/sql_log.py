@@ -67,6 +67,9 @@ class Appending:
     def lock_head(self) -> None:
         self.session.lock(("head",))
 
+    def next_position(self) -> int:
+        return self.base + self.recorded
+
     def current(self, stream: str, version: int) -> int:
         found = self.session.version_of(stream)
         return max(min(version, 0), -1) if found is None else found
@@ -85,7 +88,7 @@ class Appending:
             self.recorded += 1
             state = self.stamp + self.states[fact]
             row = (self.fact_names[fact], self.fact_versions[fact], self.topics[fact], state)
-            self.session.insert("stored_events", (self.base + self.recorded,), row)
+            self.session.insert("stored_events", (self.next_position(),), row)
 
     def move_head(self) -> None:
         if self.recorded:
@@ -150,7 +153,9 @@ def read_streams(session: Session, parameters: Sequence[Any]) -> Result:
 @statement(r"SELECT stream, version, pos, topic, state FROM read_recorded\(")
 def read_recorded(session: Session, parameters: Sequence[Any]) -> Result:
     tenant, first, count = parameters
-    found = [(position, session.get("stored_events", (position,))) for position in range(first, first + count)]
+    found = [
+        (position, session.get("stored_events", (position,))) for position in range(first, first + count)
+    ]
     return Result(
         [
             (row[0][len(tenant) + 1 :], row[1], position, row[2], row[3])
@@ -164,6 +169,11 @@ def read_recorded(session: Session, parameters: Sequence[Any]) -> Result:
 def spent_key(session: Session, parameters: Sequence[Any]) -> Result:
     row = session.get("commands", tuple(parameters))
     return Result([(None, None, None) if row is None else (row[0], row[2] + row[3] - 1, row[3])])
+
+
+@statement(r"SELECT epoch FROM head")
+def epoch(session: Session, parameters: Sequence[Any]) -> Result:
+    return Result([session.get("head", HEAD)[2:]])
 
 
 @statement(r"SELECT pg_advisory_lock\(key\)")

@@ -116,11 +116,15 @@ def shown_versions(session: Session, parameters: Sequence[Any]) -> Result:
     return Result([(name, v) for (engine, name), v in session.scan("projections") if engine == parameters[0]])
 
 
-@statement(r"SELECT c.name, c.topic, c.partition, c.position FROM checkpoints c JOIN unnest.* FOR UPDATE OF c")
+@statement(
+    r"SELECT c.name, c.topic, c.partition, c.position FROM checkpoints c JOIN unnest.* FOR UPDATE OF c"
+)
 def hold_marks(session: Session, parameters: Sequence[Any]) -> Result:
     *columns, engine = parameters
     rows = []
-    for name, version, topic, partition in sorted(zip(*columns, strict=True), key=lambda row: (row[0], *row[2:])):
+    for name, version, topic, partition in sorted(
+        zip(*columns, strict=True), key=lambda row: (row[0], *row[2:])
+    ):
         key = (engine, name, version, topic, partition)
         if session.get("checkpoints", key) is not None:
             session.lock(("checkpoints", *key))
@@ -202,12 +206,16 @@ def park(session: Session, parameters: Sequence[Any]) -> Result:
 @statement(r"DELETE FROM parked WHERE \(engine, name\) = \(%s, %s\) AND position = ANY\(%s\)")
 def unpark(session: Session, parameters: Sequence[Any]) -> Result:
     engine, name, positions = parameters
-    for key in [key for key, _ in session.scan("parked") if key[:2] == (engine, name) and key[3] in positions]:
+    for key in [
+        key for key, _ in session.scan("parked") if key[:2] == (engine, name) and key[3] in positions
+    ]:
         session.delete("parked", key)
     return Result([])
 
 
-@statement(r"SELECT stream, position, topic, partition FROM parked WHERE .* ORDER BY position LIMIT %s FOR UPD")
+@statement(
+    r"SELECT stream, position, topic, partition FROM parked WHERE .* ORDER BY position LIMIT %s FOR UPD"
+)
 def parked_facts(session: Session, parameters: Sequence[Any]) -> Result:
     engine, name, after, limit = parameters
     found = sorted(

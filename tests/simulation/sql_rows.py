@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-
 from projections.rows import Table
 from tests.simulation.database import Key, Session
 from tests.simulation.sql import Result, statement

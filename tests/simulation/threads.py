@@ -1,4 +1,4 @@
-"""What stands for the modules `threading` and `time` in the code under simulation: fibers and virtual time."""
+"""What stands for `threading` and `time` in the code under simulation: fibers and virtual time."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Threading:
     def RLock(self) -> RLock:  # noqa: N802
         return RLock(self.loop)
 
-    def Condition(self, lock: Lock) -> Condition:  # noqa: N802
+    def Condition(self, lock: Any) -> Condition:  # noqa: N802
         return Condition(self.loop, lock)
 
     def Event(self) -> Event:  # noqa: N802

@@ -49,7 +49,9 @@ class Watch:
         told = [fact.position for fact in run.facts]
         held = [at for at in self.places[run.place] if run.after < at <= run.last]
         if told != held:
-            self.found.append(("I3 no follower skips", f"{run.place} in ({run.after}, {run.last}]: {told}, {held}"))
+            self.found.append(
+                ("I3 no follower skips", f"{run.place} in ({run.after}, {run.last}]: {told}, {held}")
+            )
         self.published.update(told)
 
     def _index(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from random import Random
 from typing import Any
 
-from commands.handling import Actor, Answer, Ask, KeyReused
+from commands.handling import Actor, Ask
 from commands.log import Busy
 from domain.facts import Recorded
 from domain.refusals import Refusal
@@ -27,11 +27,10 @@ from tests.simulation.judge import facts_in, judge_clients, judge_log, judge_rul
 from tests.simulation.judge_views import judge_views
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.notes import Broken, Note
-from tests.simulation.plan import ROLES, Mishap, Plan, Request
-from tests.simulation.process import Process
+from tests.simulation.plan import ROLES, Mishap, Plan
 from tests.simulation.roles import Api, Death, Died, Role
 from tests.simulation.seams import seams
-from tests.simulation.server import Backend, Server
+from tests.simulation.server import Server
 from tests.simulation.sql_rows import know
 from tests.simulation.watch import Watch
 
@@ -42,6 +41,13 @@ PAUSE_S = 0.3
 SETTLED_S_MAX = 120.0
 """After the last fault: time for leases, retries, looks at tails and drains, several times over."""
 LOOK_S = 0.5
+
+Planted = Callable[["World"], AbstractContextManager[object]]
+
+
+def sound(world: World) -> AbstractContextManager[object]:
+    """Nothing is wrong."""
+    return nullcontext()
 
 
 class Moody(Projecting):
@@ -56,10 +62,12 @@ class Moody(Projecting):
 
 
 class World:
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    """`planted`: what is made wrong on purpose for this run."""
+
+    def __init__(self, plan: Plan, planted: Planted = sound) -> None:
+        self.plan, self.planted = plan, planted
         self.chance = Chance(Random(f"order {plan.seed}"), plan.weather)
-        self.loop = VirtualLoop(self.chance.random)
+        self.loop = VirtualLoop(self.chance.random)  # type: ignore[abstract]  # it has what is used
         self.server = Server(self.loop, self.chance)
         self.watch = Watch(self.server)
         self.broker = Broker(self.loop, self.chance, self.watch.record)
@@ -68,7 +76,8 @@ class World:
         self.notes: list[Note] = []
         self.poisoned: set[str] = set()
         self.backup: dict[str, Any] | None = None
-        self.restored = False
+        self.restored = 0
+        """How often."""
         self.roles: dict[str, Role] = {}
         for name in ROLES:
             kind = Api if name.startswith("api") else Role
@@ -84,7 +93,8 @@ class World:
         gc.disable()
         try:
             with seams(self.loop, self.server, self.broker, self.blocks, self._projecting):
-                self.loop.run(self._whole())
+                with self.planted(self):
+                    self.loop.run(self._whole())
         finally:
             gc.enable()
             logging.disable(logging.NOTSET)
@@ -131,13 +141,22 @@ class World:
         by = Actor(request.tenant, request.actor, frozenset(Permission))
         api = self.roles[self.chance.random.choice(("api-1", "api-2"))]
         assert isinstance(api, Api)
+        tables, restored = self.server.database.tables, self.restored
         try:
-            note.answers.append(await api.ask(Ask(request.command, by, request.key)))
+            answer = await api.ask(Ask(request.command, by, request.key))
         except Refusal as refused:
             note.refusals.append(refused)
         except FAULTS:
             note.unknown += 1
             return False
+        else:
+            if (
+                restored != self.restored
+                and (request.tenant, request.actor, request.key) not in tables["commands"]
+            ):
+                note.excused = True  # it was on its way when the ledger was restored
+            else:
+                note.answers.append(answer)
         return True
 
     def _happen(self, mishap: Mishap) -> None:
@@ -171,7 +190,7 @@ class World:
         self.broker.up = True
 
     def _restore(self, backup: dict[str, Any]) -> None:
-        """As the runbook will have it: followers stop, brokers and ClickHouse are emptied, the API goes on."""
+        """As a runbook would have it: followers stop, broker and ClickHouse are emptied, the API goes on."""
         following = [role for role in self.roles.values() if not isinstance(role, Api)]
         for role in following:
             role.stop()
@@ -181,6 +200,7 @@ class World:
         self.broker.forget()
         self.blocks.tables.clear()
         self.watch.forget()
+        self.restored += 1
         kept = self.server.database.tables["commands"]
         for note in self.notes:
             request = note.request
@@ -227,6 +247,8 @@ class World:
 
     def _look(self) -> None:
         for death in self.deaths:
-            raise Broken("a role dies of nothing but mishaps", f"{death.role}: {death.reason!r}") from death.reason
+            raise Broken(
+                "a role dies of nothing but mishaps", f"{death.role}: {death.reason!r}"
+            ) from death.reason
         for invariant, found in self.watch.found:
             raise Broken(invariant, found)
