@@ -14,6 +14,8 @@ class Weather:
     """A request never arrives, and the connection is gone."""
     lost_after: float = 0.0
     """It was carried out, and the answer is lost with the connection."""
+    dies_committing: float = 0.0
+    """Whoever commits a transaction is killed, before or after it is done."""
     slow: float = 0.0
     """A delay is a hundred times as long."""
     broker_fails: float = 0.0
@@ -51,6 +53,7 @@ def weather_of(random: Random) -> Weather:
     worst = Weather(
         lost_before=0.02,
         lost_after=0.03,
+        dies_committing=0.02,
         slow=0.02,
         broker_fails=0.06,
         record_lost=0.15,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
@@ -24,6 +25,7 @@ ACTORS = ("ana", "ben")
 CODES = ("mug", "pen", "hat", "tea", "jam")
 CURRENCIES = ("GBP", "EUR", "JPY")
 REQUESTS_A_SECOND = 25
+ACTIVE_RELAY = "the active relay"
 ROLES = ("api-1", "api-2", "relay-1", "relay-2", "worker-1", "worker-2", "deadlines")
 
 
@@ -83,7 +85,7 @@ def plan_of(seed: int, requests: int) -> Plan:
     while len(steps) < requests:
         steps += asking.burst()
     until_s = asking.now_s
-    steps += mishaps(random, until_s)
+    steps += mishaps(random, until_s, asking.codes)
     return Plan(seed, weather, skews_s, tuple(sorted(steps, key=lambda step: step.at_s)))
 
 
@@ -92,6 +94,8 @@ class Asking:
 
     def __init__(self, random: Random) -> None:
         self.random = random
+        self.codes = (*CODES, *[random.choice(CODES)] * random.choice((0, 5)))
+        """As often as they are asked for: some days everybody wants the same."""
         self.now_s = 0.0
         self.number = 0
         self.papers = 0
@@ -109,8 +113,8 @@ class Asking:
 
     def burst(self) -> list[Request]:
         random = self.random
-        count = random.choice((1, 1, 1, 2, 6))
-        self.now_s += random.expovariate(REQUESTS_A_SECOND / 2.2)
+        count = random.choice((1, 1, 1, 2, 6, 10))
+        self.now_s += random.expovariate(REQUESTS_A_SECOND / 3.5)
         return [self._next() for _ in range(count)]
 
     def _next(self) -> Request:
@@ -149,7 +153,7 @@ class Asking:
             return self._about_a_hold(tenant)
         if what < 0.68:
             return HoldPlaces(
-                pool=random.choice(CODES), quantity=random.randint(1, 3), ttl_s=random.randint(1, 5)
+                pool=random.choice(self.codes), quantity=random.randint(1, 3), ttl_s=random.randint(1, 5)
             )
         if what < 0.76:
             paper = self._paper()
@@ -198,7 +202,7 @@ class Asking:
     def _about_a_hold(self, tenant: str) -> Command:
         mine = [each for each in self.held if each[0] == tenant]
         if not mine:
-            return HoldPlaces(pool=self.random.choice(CODES), quantity=1, ttl_s=2)
+            return HoldPlaces(pool=self.random.choice(self.codes), quantity=1, ttl_s=2)
         _, pool, hold_id = self.random.choice(mine[-6:])
         kind = self.random.choice((ConfirmHold, ConfirmHold, ReleaseHold, ExpireHold))
         return kind(pool=pool, hold_id=hold_id)
@@ -220,7 +224,7 @@ class Asking:
     def _lines(self, *, sign: int, most: int) -> tuple[Line, ...]:
         return tuple(
             Line(
-                code=self.random.choice(CODES),
+                code=self.random.choice(self.codes),
                 title="a title",
                 quantity=sign * self.random.randint(1, 4),
                 unit_price_micro=self.random.choice((2_550_000, 1_234_567, 5_000, 333_333, 9_995_000)),
@@ -234,7 +238,7 @@ def _id(paper: Document) -> UUID:
     return uuid5(NAMESPACE_URL, paper.number)
 
 
-def mishaps(random: Random, until_s: float) -> list[Mishap]:
+def mishaps(random: Random, until_s: float, codes: Sequence[str]) -> list[Mishap]:
     """Of each kind none, one or several; a run in which everything fails at once shows little."""
     made: list[Mishap] = []
 
@@ -247,13 +251,15 @@ def mishaps(random: Random, until_s: float) -> list[Mishap]:
             made.append(Mishap(at_s, kind, random.choice(whats), random.randint(0, number), lasting))
 
     some("crash", 6, ROLES, number=400)
-    some("freeze", 2, ("relay-1", "relay-2", "worker-1", "worker-2", "api-1"), for_s=8.0)
+    some("freeze", 2, (ACTIVE_RELAY,), for_s=15.0)
+    some("freeze", 2, ("worker-1", "worker-2", "api-1"), for_s=8.0)
     some("database stops", 1, for_s=2.0)
     some("broker stops", 1, for_s=3.0)
     some("broker forgets", 1)
     some("workers change", 3)
-    some("poison", 2, tuple(f"{tenant}/pool-{code}" for tenant in TENANTS for code in CODES), for_s=6.0)
-    if random.random() < 0.25:
+    for for_s in (0.5, 2.0, 6.0):
+        some("poison", 2, tuple(f"{tenant}/pool-{code}" for tenant in TENANTS for code in codes), for_s=for_s)
+    if random.random() < 0.35:
         kept_s = random.uniform(0.3, 0.9) * until_s
         made.append(Mishap(kept_s, "backup"))
         again_s = min(until_s, kept_s + random.uniform(0.05, 2.0))

@@ -149,10 +149,16 @@ class Backend:
     def _committed(self, result: Result) -> None:
         if self.closed:
             return
-        self.server.committing(self)
-        self.session.commit()
         chance = self.server.chance
-        if chance.happens(chance.weather.lost_after):
+        dies = self.client is not None and chance.happens(chance.weather.dies_committing)
+        if dies and chance.happens(0.5):
+            self.break_off("killed before the commit")
+        else:
+            self.server.committing(self)
+            self.session.commit()
+        if dies and self.client is not None:
+            self.client.kill()
+        elif chance.happens(chance.weather.lost_after):
             self.break_off("connection reset after the commit")
         else:
             self._answer(result)

@@ -27,7 +27,7 @@ from tests.simulation.judge import facts_in, judge_clients, judge_log, judge_rul
 from tests.simulation.judge_views import judge_views
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.notes import Broken, Note
-from tests.simulation.plan import ROLES, Mishap, Plan
+from tests.simulation.plan import ACTIVE_RELAY, ROLES, Mishap, Plan
 from tests.simulation.roles import Api, Death, Died, Role
 from tests.simulation.seams import seams
 from tests.simulation.server import Server
@@ -41,6 +41,8 @@ PAUSE_S = 0.3
 SETTLED_S_MAX = 120.0
 """After the last fault: time for leases, retries, looks at tails and drains, several times over."""
 LOOK_S = 0.5
+AWAKE_S = 1.0
+"""What was frozen longest has so long to do its harm."""
 
 Planted = Callable[["World"], AbstractContextManager[object]]
 
@@ -75,6 +77,8 @@ class World:
         self.deaths: list[Death] = []
         self.notes: list[Note] = []
         self.poisoned: set[str] = set()
+        self.thawed_at_s = 0.0
+        """When the last of the frozen wakes."""
         self.backup: dict[str, Any] | None = None
         self.restored = 0
         """How often."""
@@ -92,9 +96,9 @@ class World:
         logging.disable(0 if __import__("os").environ.get("SIMLOG") else logging.CRITICAL)
         gc.disable()
         try:
-            with seams(self.loop, self.server, self.broker, self.blocks, self._projecting):
-                with self.planted(self):
-                    self.loop.run(self._whole())
+            driven = seams(self.loop, self.server, self.broker, self.blocks, self._projecting)
+            with driven, self.planted(self):
+                self.loop.run(self._whole())
         finally:
             gc.enable()
             logging.disable(logging.NOTSET)
@@ -165,8 +169,10 @@ class World:
             case "crash":
                 self.roles[mishap.what].process.steps_left = mishap.number
             case "freeze":
-                process = self.roles[mishap.what].process
+                relay = self.watch.holder if mishap.what == ACTIVE_RELAY else None
+                process = relay or self.roles.get(mishap.what, self.roles["relay-1"]).process
                 process.frozen = True
+                self.thawed_at_s = max(self.thawed_at_s, self.loop.now_s + mishap.for_s)
                 later(mishap.for_s, process.thaw)
             case "database stops":
                 self.server.stop()
@@ -221,7 +227,7 @@ class World:
         self.broker.up = True
         for role in self.roles.values():
             role.process.steps_left = None
-            role.process.thaw()
+        await asyncio.sleep(max(0.0, self.thawed_at_s - self.loop.now_s) + AWAKE_S)
         for note in self.notes:
             for _ in range(20):
                 if note.settled or note.excused or await self._tried(note):
@@ -235,6 +241,7 @@ class World:
                 raise Broken("I6 whoever follows catches up", missing)
             await asyncio.sleep(LOOK_S)
             self._look()
+        self._look()
         self._judge()
 
     def _judge(self) -> None:
