@@ -8,8 +8,10 @@ UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
 EXTRAS ?= embedded dev
 # Each test worker starts its own engines: more than the cores of a small machine only slows them all down.
 WORKERS ?= 2
+# Runs of `make simulate`, two at a time: 500 are meant to take under five minutes.
+SEEDS ?= 100
 
-.PHONY: help install demo up test check chaos test-servers bench bench-log format lock clean
+.PHONY: help install demo up test check simulate chaos test-servers bench bench-log format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -31,6 +33,9 @@ check: install ## style, types, the import law, and drift of the generated docum
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/counterfoil docs --check
+
+simulate: install ## the whole system on one seeded loop, SEEDS=500 runs of it; ARGS="--seed 415" replays one
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) $(ARGS)
 
 chaos: install ## kill, freeze and lie to real processes; the figures must not move
 	$(BIN)/pytest -m chaos $(ARGS)

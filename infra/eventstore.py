@@ -100,9 +100,7 @@ class PostgresLog:
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         if not after:
             return []
-        if (
-            self.epoch == EPOCH_UNKNOWN
-        ):  # known before the first fact is: a restore after it is noticed
+        if self.epoch == EPOCH_UNKNOWN:  # known before the first fact is: a restore after it is noticed
             row = self.connection.retrying(lambda conn: conn.execute(EPOCH).fetchone())
             self.group.learn(cast(tuple[int], row)[0])
         return [recorded_of(tenant, *row) for row in self.reads.read(tenant, after)]

@@ -43,7 +43,7 @@ def facts_in(database: Database) -> list[Recorded]:
 
 
 def judge_log(database: Database, facts: list[Recorded]) -> None:
-    """I3: positions and versions without gaps, time that never goes back; I1: one command's facts together."""
+    """I3: positions and versions without gaps, time never goes back; I1: a command's facts, together."""
     (position, _, _), versions = database.tables["head"][()], Counter[tuple[str, str]]()
     require(
         [fact.position for fact in facts] == list(range(1, position + 1)),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from domain.facts import Recorded
+from infra.queries import Standing
 from infra.readmodel import past, physical
 from projections.fold import Fold, Key, Row
-from projections.registry import PROJECTIONS
+from projections.registry import PROJECTIONS, projections_in
 from projections.rows import Engine, Projection, Table
 from tests.simulation.blocks import Blocks
 from tests.simulation.database import Database
@@ -44,6 +45,21 @@ def judge_past(
     for projection in projections:
         for table in projection.tables_in(Engine.POSTGRES):
             agree(table, f"as of {position}", fold.rows(table), told(database, table, position))
+
+
+def judge_read(database: Database, blocks: Blocks, facts: Sequence[Recorded], standing: Standing) -> None:
+    """I13: what is said to have come as far as these facts shows them all, but for what is parked."""
+    position = len(facts)
+    parked = {name for engine, name, _ in standing.desk.parked if engine == standing.engine}
+    projections = [each for each in projections_in(standing.engine) if each.name not in parked]
+    fold = folded(facts, projections)
+    for projection in projections:
+        for table in projection.tables_in(standing.engine):
+            if standing.engine is Engine.POSTGRES:
+                shown = told(database, table, position)
+            else:
+                shown = in_blocks(blocks, table, position)
+            agree(table, f"at least as new as {position}", fold.rows(table), shown)
 
 
 def told(database: Database, table: Table, position: int) -> dict[Key, Row]:

@@ -85,7 +85,12 @@ def plan_of(seed: int, requests: int) -> Plan:
     while len(steps) < requests:
         steps += asking.burst()
     until_s = asking.now_s
-    steps += mishaps(random, until_s, asking.codes)
+    orders = tuple(
+        f"{asked.tenant}/order-{asked.command.order_id}"
+        for asked in asking.asked
+        if isinstance(asked.command, PlaceOrder)
+    )
+    steps += mishaps(random, until_s, asking.codes, orders)
     return Plan(seed, weather, skews_s, tuple(sorted(steps, key=lambda step: step.at_s)))
 
 
@@ -238,7 +243,7 @@ def _id(paper: Document) -> UUID:
     return uuid5(NAMESPACE_URL, paper.number)
 
 
-def mishaps(random: Random, until_s: float, codes: Sequence[str]) -> list[Mishap]:
+def mishaps(random: Random, until_s: float, codes: Sequence[str], orders: tuple[str, ...]) -> list[Mishap]:
     """Of each kind none, one or several; a run in which everything fails at once shows little."""
     made: list[Mishap] = []
 
@@ -259,6 +264,7 @@ def mishaps(random: Random, until_s: float, codes: Sequence[str]) -> list[Mishap
     some("workers change", 3)
     for for_s in (0.5, 2.0, 6.0):
         some("poison", 2, tuple(f"{tenant}/pool-{code}" for tenant in TENANTS for code in codes), for_s=for_s)
+        some("poison", 3, orders, for_s=for_s)
     if random.random() < 0.35:
         kept_s = random.uniform(0.3, 0.9) * until_s
         made.append(Mishap(kept_s, "backup"))

@@ -34,12 +34,13 @@ Patch = tuple[Any, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """`first`: a seed that catches it, or nearly: where its test begins to look."""
+    """`breaks`: the invariants by which it may be found out. `first`: the seed with which its test begins."""
 
     name: str
     says: str
     patches: Callable[[World], Sequence[Patch]]
-    first: int = 1
+    breaks: frozenset[str]
+    first: int
 
     @contextmanager
     def __call__(self, world: World) -> Iterator[None]:
@@ -54,9 +55,9 @@ class Bug:
 BUGS: dict[str, Bug] = {}
 
 
-def bug(name: str, *, first: int = 1) -> Callable[[Callable[[World], Sequence[Patch]]], Bug]:
+def bug(name: str, *breaks: str, first: int = 1) -> Callable[[Callable[[World], Sequence[Patch]]], Bug]:
     def plant(patches: Callable[[World], Sequence[Patch]]) -> Bug:
-        BUGS[name] = Bug(name, (patches.__doc__ or "").strip(), patches, first)
+        BUGS[name] = Bug(name, (patches.__doc__ or "").strip(), patches, frozenset(breaks), first)
         return BUGS[name]
 
     return plant
@@ -65,7 +66,7 @@ def bug(name: str, *, first: int = 1) -> Callable[[Callable[[World], Sequence[Pa
 # ── the log ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("positions-from-a-sequence")
+@bug("positions-from-a-sequence", "I3")
 def positions(world: World) -> Sequence[Patch]:
     """Positions are given out before the commit, as by a sequence: a commit may overtake another."""
     last = [0]
@@ -90,7 +91,7 @@ def positions(world: World) -> Sequence[Patch]:
     ]
 
 
-@bug("keys-not-looked-up")
+@bug("keys-not-looked-up", "I1")
 def keys(world: World) -> Sequence[Patch]:
     """A retry is carried out again: nobody looks whether its key was spent."""
 
@@ -101,13 +102,13 @@ def keys(world: World) -> Sequence[Patch]:
     return [(Appending, "spent", lambda self, nth: None), (Appending, "spend", spend)]
 
 
-@bug("keys-without-a-digest")
+@bug("keys-without-a-digest", "I1")
 def digests(world: World) -> Sequence[Patch]:
     """Another request under a spent key gets the first one's answer."""
     return [(handling.Command, "digest", lambda self: b"")]
 
 
-@bug("only-what-is-written-is-pinned")
+@bug("only-what-is-written-is-pinned", "I9")
 def pins(world: World) -> Sequence[Patch]:
     """A boundary forgets the streams it only read."""
     submit = PostgresLog.submit
@@ -120,7 +121,7 @@ def pins(world: World) -> Sequence[Patch]:
     return [(PostgresLog, "submit", forgetful)]
 
 
-@bug("followed-appends-forgotten")
+@bug("followed-appends-forgotten", "I9", "I2")
 def follows(world: World) -> Sequence[Patch]:
     """An append forgets which others it counts on, and what became of them."""
     submit = PostgresLog.submit
@@ -131,7 +132,7 @@ def follows(world: World) -> Sequence[Patch]:
     return [(PostgresLog, "submit", forgetful)]
 
 
-@bug("memory-survives-a-restore")
+@bug("memory-survives-a-restore", "I2", "I9")
 def memories(world: World) -> Sequence[Patch]:
     """States that were folded before a restore are believed after it."""
     submit = PostgresLog.submit
@@ -149,7 +150,7 @@ def memories(world: World) -> Sequence[Patch]:
 # ── the rules ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("float-money")
+@bug("float-money", "I8")
 def floats(world: World) -> Sequence[Patch]:
     """Totals are rounded as floats are."""
 
@@ -160,7 +161,7 @@ def floats(world: World) -> Sequence[Patch]:
     return [(ordering, "rounded", rounded), (payments, "rounded", rounded)]
 
 
-@bug("deadlines-of-holds-ignored")
+@bug("deadlines-of-holds-ignored", "I9")
 def late(world: World) -> Sequence[Patch]:
     """A hold may be confirmed after its deadline."""
 
@@ -173,7 +174,7 @@ def late(world: World) -> Sequence[Patch]:
     return [(Pool, "require_live", require_live)]
 
 
-@bug("holds-not-counted")
+@bug("holds-not-counted", "I9")
 def holds(world: World) -> Sequence[Patch]:
     """What is held is sold as if it were free."""
     return [(Pool, "_live", lambda self, now: 0)]
@@ -182,7 +183,7 @@ def holds(world: World) -> Sequence[Patch]:
 # ── the relay ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("relay-without-a-fence")
+@bug("relay-without-a-fence", "I15")
 def fences(world: World) -> Sequence[Patch]:
     """A relay that was deposed goes on saying how far it is."""
     advance = sql_motion.advance
@@ -195,7 +196,7 @@ def fences(world: World) -> Sequence[Patch]:
     return [(sql, "KNOWN", known)]
 
 
-@bug("through-before-publishing")
+@bug("through-before-publishing", "I3")
 def hasty(world: World) -> Sequence[Patch]:
     """The relay says that it has published what it is only about to send."""
 
@@ -209,21 +210,21 @@ def hasty(world: World) -> Sequence[Patch]:
 # ── projectors ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("marks-before-rows")
+@bug("marks-before-rows", "I7", "I13")
 def marks_first(world: World) -> Sequence[Patch]:
     """The checkpoint commits before the rows."""
-    sink = streams.app.PostgresSink
-    return [(streams.app, "PostgresSink", lambda ledger: MarksFirst(sink(ledger), nothing))]
+    return [(streams.app, "PostgresSink", lambda ledger: MarksFirst(readmodel.PostgresSink(ledger), nothing))]
 
 
-@bug("marks-before-blocks")
+@bug("marks-before-blocks", "I7", "I13")
 def progress_first(world: World) -> Sequence[Patch]:
     """ClickHouse's progress is written before its rows."""
-    sink = streams.app.ClickHouseSink
-    return [(streams.app, "ClickHouseSink", lambda *given: MarksFirst(sink(*given), nothing))]
+    return [
+        (streams.app, "ClickHouseSink", lambda *given: MarksFirst(analytics.ClickHouseSink(*given), nothing))
+    ]
 
 
-@bug("duplicates-taken")
+@bug("duplicates-taken", "I6", "I7")
 def duplicates(world: World) -> Sequence[Patch]:
     """What comes twice is taken twice: nobody looks at the marks."""
     hold = readmodel.PostgresUnit.hold
@@ -235,13 +236,13 @@ def duplicates(world: World) -> Sequence[Patch]:
     return [(readmodel.PostgresUnit, "hold", blind)]
 
 
-@bug("gaps-not-healed")
+@bug("gaps-not-healed", "I6", "I7")
 def gaps(world: World) -> Sequence[Patch]:
     """A record that begins after the mark is taken as if nothing were missing."""
     return [(streams.projector, "_gaps", lambda runs, mark: [])]
 
 
-@bug("tails-not-healed")
+@bug("tails-not-healed", "I6")
 def tails(world: World) -> Sequence[Patch]:
     """A lost record that no other follows is never missed."""
 
@@ -251,7 +252,7 @@ def tails(world: World) -> Sequence[Patch]:
     return [(Projector, "heal_tails", heal_nothing)]
 
 
-@bug("tails-by-clickhouse-alone")
+@bug("tails-by-clickhouse-alone", "I6", "I7")
 def half(world: World) -> Sequence[Patch]:
     """The look at tails believes ClickHouse's progress and not the marks beside what was parked."""
     standing = analytics.ClickHouseSink.standing
@@ -264,7 +265,7 @@ def half(world: World) -> Sequence[Patch]:
     return [(analytics.ClickHouseSink, "standing", alone)]
 
 
-@bug("parked-streams-overtaken")
+@bug("parked-streams-overtaken", "I7")
 def overtaking(world: World) -> Sequence[Patch]:
     """Facts that come after a parked one of their stream are taken at once."""
     hold = readmodel.PostgresUnit.hold
@@ -275,7 +276,7 @@ def overtaking(world: World) -> Sequence[Patch]:
     return [(readmodel.PostgresUnit, "hold", hopeful)]
 
 
-@bug("tenants-mixed")
+@bug("tenants-mixed", "I7")
 def mixed(world: World) -> Sequence[Patch]:
     """Rows forget whose they are."""
     put, add = readmodel.PutBatch.add, readmodel.SumBatch.add
@@ -288,7 +289,7 @@ def mixed(world: World) -> Sequence[Patch]:
 # ── reactions and deadlines ───────────────────────────────────────────────────────────────────────────────
 
 
-@bug("reactions-after-their-marks")
+@bug("reactions-after-their-marks", "I6", "I12")
 def reactions(world: World) -> Sequence[Patch]:
     """The checkpoint commits before the commands that it covers are given."""
 
@@ -311,7 +312,7 @@ def reactions(world: World) -> Sequence[Patch]:
     return [(streams.app, "ReactionSink", Later)]
 
 
-@bug("agenda-crossed-out-first")
+@bug("agenda-crossed-out-first", "I12")
 def crossed_out(world: World) -> Sequence[Patch]:
     """What is due is crossed out before it is done."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from tests.simulation.plan import Plan, Step, plan_of
 from tests.simulation.run import run_plan
+from tests.simulation.world import Planted, sound
 
 PATIENCE_S = 60.0
 """A smaller list would be nicer, and is not worth waiting for any longer."""
@@ -19,16 +20,16 @@ class Least:
     found: str
 
 
-def shrink(seed: int, requests: int, invariant: str, patience_s: float = PATIENCE_S) -> Least:
+def shrink(seed: int, requests: int, invariant: str, planted: Planted = sound) -> Least:
     """Andreas Zeller's ddmin: leave out ever smaller parts for as long as it goes on failing."""
-    plan, until = plan_of(seed, requests), time.monotonic() + patience_s
+    plan, until = plan_of(seed, requests), time.monotonic() + PATIENCE_S
     least = Least(plan.steps, "")
     parts = 2
     while len(least.steps) > 1 and time.monotonic() < until:
         size = -(-len(least.steps) // parts)
         for first in range(0, len(least.steps), size):
             fewer = [*least.steps[:first], *least.steps[first + size :]]
-            outcome = run_plan(_only(plan, fewer))
+            outcome = run_plan(_only(plan, fewer), planted)
             if outcome.invariant == invariant:
                 least = Least(fewer, outcome.found)
                 parts = max(parts - 1, 2)

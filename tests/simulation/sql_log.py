@@ -1,4 +1,4 @@
-"""The functions of the log, as infra/migrations has them; a test compares them with Postgres, word by word."""
+"""The log's functions, as infra/migrations has them; a test compares them with Postgres, word by word."""
 
 from __future__ import annotations
 

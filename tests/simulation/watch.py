@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from typing import cast
 
 from infra.ledger import Place
 from infra.mapper import StoredFact
 from infra.places import place_of
+from infra.queries import Desk, Standing
 from projections.registry import projections_in
 from projections.rows import Engine
 from streams.registry import REACTIONS
@@ -73,6 +75,24 @@ class Watch:
         early = [at for at in range(before[0] + 1, said[0] + 1) if at not in self.published]
         if early:
             self.found.append(("I3 what is said to be published is", f"{early[:3]} of {said[0]}"))
+
+    # ── what a reader is told ─────────────────────────────────────────────────────────────────────────────
+
+    def standing(self, engine: Engine, blocks: Blocks) -> Standing:
+        """What the API's watches see at this instant."""
+        tables = self.server.database.tables
+        (position, _, epoch), (through, *_) = tables["head"][()], tables["relay"][()]
+        parked = Counter((key[0], key[1], key[2].split("/")[0]) for key in tables["parked"])
+        heads = cast(dict[Place, int], dict(tables["relay_head"]))
+        versions = cast(dict[tuple[str, str], int], dict(tables["projections"]))
+        checkpoints = cast(dict[tuple[str, str, int, str, int], int], dict(tables["checkpoints"]))
+        desk = Desk(position, epoch, through, True, heads, versions, checkpoints, dict(parked))
+        if engine is Engine.POSTGRES:
+            marks = {key[1:]: at for key, at in checkpoints.items() if key[0] == engine.value}
+        else:
+            rows = blocks.tables["progress"]
+            marks = {(name, v, topic, n): row["position"] for (name, v, topic, n), row in rows.items()}
+        return Standing(desk, engine, marks)
 
     # ── how far everybody is ──────────────────────────────────────────────────────────────────────────────
 

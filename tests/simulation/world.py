@@ -24,7 +24,7 @@ from tests.simulation.blocks import Blocks
 from tests.simulation.broker import Broker
 from tests.simulation.faults import Chance
 from tests.simulation.judge import facts_in, judge_clients, judge_log, judge_rules
-from tests.simulation.judge_views import judge_views
+from tests.simulation.judge_views import judge_read, judge_views
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.notes import Broken, Note
 from tests.simulation.plan import ACTIVE_RELAY, ROLES, Mishap, Plan
@@ -41,6 +41,9 @@ PAUSE_S = 0.3
 SETTLED_S_MAX = 120.0
 """After the last fault: time for leases, retries, looks at tails and drains, several times over."""
 LOOK_S = 0.5
+READ_BACK = 0.015
+"""Of the answers: to look at everything costs a good deal."""
+READ_AGAIN_S = 0.05
 AWAKE_S = 1.0
 """What was frozen longest has so long to do its harm."""
 
@@ -76,6 +79,7 @@ class World:
         self.blocks = Blocks(self.loop, self.chance)
         self.deaths: list[Death] = []
         self.notes: list[Note] = []
+        self.reading: list[asyncio.Task[None]] = []
         self.poisoned: set[str] = set()
         self.thawed_at_s = 0.0
         """When the last of the frozen wakes."""
@@ -133,6 +137,9 @@ class World:
         for task in asking:
             await task
         await self._settle()
+        for task in self.reading:
+            await task
+        self._judge()
 
     async def _ask(self, note: Note) -> None:
         for attempt in range(TRIES):
@@ -161,7 +168,23 @@ class World:
                 note.excused = True  # it was on its way when the ledger was restored
             else:
                 note.answers.append(answer)
+                if self.chance.happens(READ_BACK):
+                    self.reading.append(asyncio.ensure_future(self._read_back(answer.position)))
         return True
+
+    async def _read_back(self, position: int) -> None:
+        """As a client that wants to see what it wrote: waits until it is said to be there, and looks."""
+        waiting, restored = list(Engine), self.restored
+        while waiting:
+            for engine in list(waiting):
+                standing = self.watch.standing(engine, self.blocks)
+                if all(standing.reached(each, position) for each in projections_in(engine)):
+                    facts = facts_in(self.server.database)[:position]
+                    judge_read(self.server.database, self.blocks, facts, standing)
+                    waiting.remove(engine)
+            await asyncio.sleep(READ_AGAIN_S)
+            if self.restored != restored:
+                return
 
     def _happen(self, mishap: Mishap) -> None:
         later = self.loop.call_later
@@ -242,7 +265,6 @@ class World:
             await asyncio.sleep(LOOK_S)
             self._look()
         self._look()
-        self._judge()
 
     def _judge(self) -> None:
         database = self.server.database
