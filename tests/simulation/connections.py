@@ -12,7 +12,7 @@ import psycopg
 from infra import connection
 from tests.simulation.process import PROCESS
 from tests.simulation.server import Backend, Server
-from tests.simulation.sql import Result
+from tests.simulation.sql import Result, decoded
 
 CONNECT_S = 0.002
 
@@ -44,6 +44,13 @@ class Blocking:
 
     def close(self) -> None:
         self.backend.close()
+
+
+def prepared(statement: connection.Statement, conn: Any, parameters: Sequence[bytes]) -> list[Any]:
+    """`infra.connection.Statement.rows`, for connections that are no psycopg.Connection."""
+    given = [decoded(oid, each) for oid, each in zip(statement.oids, parameters, strict=True)]
+    rows: list[Any] = conn.execute(statement.sql.decode(), given).fetchall()
+    return rows
 
 
 def connections(server: Server) -> type[connection.Connection]:
@@ -110,6 +117,11 @@ class Awaited:
     @asynccontextmanager
     async def cursor(self) -> AsyncIterator[Awaited]:
         yield self
+
+    @asynccontextmanager
+    async def pipeline(self) -> AsyncIterator[None]:
+        """Each statement is waited for all the same: a refusal shows at its statement, never later."""
+        yield
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:

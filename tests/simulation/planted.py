@@ -252,19 +252,6 @@ def tails(world: World) -> Sequence[Patch]:
     return [(Projector, "heal_tails", heal_nothing)]
 
 
-@bug("tails-by-clickhouse-alone", "I6", "I7")
-def half(world: World) -> Sequence[Patch]:
-    """The look at tails believes ClickHouse's progress and not the marks beside what was parked."""
-    standing = analytics.ClickHouseSink.standing
-
-    async def alone(self: analytics.ClickHouseSink, followers: Sequence[Follower]) -> Any:
-        found = await standing(self, followers)
-        rows = world.blocks.tables["progress"]
-        return {(name, *place): rows[name, 1, *place]["position"] for name, *place in found}
-
-    return [(analytics.ClickHouseSink, "standing", alone)]
-
-
 @bug("parked-streams-overtaken", "I7")
 def overtaking(world: World) -> Sequence[Patch]:
     """Facts that come after a parked one of their stream are taken at once."""

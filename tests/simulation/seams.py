@@ -16,7 +16,7 @@ from commands import handling
 from infra import analytics, connection, eventstore, groupcommit, ledger, reads, turns
 from tests.simulation.blocks import Blocks
 from tests.simulation.broker import App, Broker, Publisher
-from tests.simulation.connections import connecting, connections
+from tests.simulation.connections import connecting, connections, prepared
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.process import PROCESS
 from tests.simulation.server import Server
@@ -55,6 +55,7 @@ def seams(
         (eventstore, "Connection", connected),
         (turns, "Connection", connected),
         (turns, "Shared", Shared),
+        (connection.Statement, "rows", prepared),
         (ledger, "connect", connecting(server)),
         (analytics.ClickHouse, "_connect", blocks.client),
         (streams.relay, "Bus", lambda *_: Publisher(broker)),

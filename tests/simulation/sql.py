@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from infra.arrays import Array
+from infra.arrays import Array, Blobs, Bools, Ints4, Ints8, Texts
+from infra.groupcommit import BOOL, INT4, INT8
 from tests.simulation.database import Blocked, Session
 
 
@@ -47,6 +48,39 @@ def execute(session: Session, text: str, parameters: Sequence[Any] | None = None
     except Exception:
         session.written = before
         raise
+
+
+def decoded(oid: int, value: bytes) -> Any:
+    """A parameter in Postgres' binary format, as `infra.connection.Statement` sends it."""
+    if oid in SCALARS:
+        return SCALARS[oid](value)
+    element = ELEMENTS[oid]
+    count = int.from_bytes(value[12:16], "big") if int.from_bytes(value[:4], "big") else 0
+    found, at = [], ARRAY_HEAD_BYTES
+    for _ in range(count):
+        size = int.from_bytes(value[at : at + 4], "big")
+        found.append(element(value[at + 4 : at + 4 + size]))
+        at += 4 + size
+    return found
+
+
+def _integer(value: bytes) -> int:
+    return int.from_bytes(value, "big", signed=True)
+
+
+SCALARS: dict[int, Callable[[bytes], Any]] = {
+    INT4: _integer,
+    INT8: _integer,
+    BOOL: lambda value: value == b"\1",
+}
+ELEMENTS: dict[int, Callable[[bytes], Any]] = {
+    Texts.oid: bytes.decode,
+    Blobs.oid: bytes,
+    Bools.oid: SCALARS[BOOL],
+    Ints4.oid: _integer,
+    Ints8.oid: _integer,
+}
+ARRAY_HEAD_BYTES = 20
 
 
 def _find(text: str) -> Statement:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from infra import eventstore, turns
-from infra.connection import Connection
+from infra.connection import Connection, Statement
 from infra.groupcommit import APPEND, Asked, Batch, Ticket
 from tests.infra.test_log_contract import (  # noqa: F401  collected here, and run on this module's ledger
     test_a_claim_is_the_same_for_the_same_value_only,
@@ -35,6 +35,7 @@ from tests.infra.test_log_contract import (  # noqa: F401  collected here, and r
 )
 from tests.ledgers import InPostgres, Log
 from tests.simulation import sql
+from tests.simulation.connections import prepared
 from tests.simulation.database import Database, Session
 from tests.simulation.direct import InSimulated
 
@@ -46,6 +47,7 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Iterator[InSimulated]:
     made = InSimulated()
     monkeypatch.setattr(eventstore, "Connection", made.connecting())
     monkeypatch.setattr(turns, "Connection", made.connecting())
+    monkeypatch.setattr(Statement, "rows", prepared)
     yield made
     made.close()
 
@@ -140,9 +142,10 @@ def test_the_same_batches_get_the_same_verdicts_from_postgres(stored: InPostgres
         batch = batched(random, versions, number)
         arguments = batch.arguments(random.choice((1, 1, 1, 1, 2)), stamped=True)
         theirs = plain(
-            connection.retrying(lambda conn: conn.execute(APPEND, arguments, binary=True).fetchall())  # noqa: B023
+            connection.retrying(lambda conn: APPEND.rows(conn, arguments))  # noqa: B023
         )
-        ours = plain(sql.execute(session, APPEND, arguments).rows)
+        given = [sql.decoded(oid, each) for oid, each in zip(APPEND.oids, arguments, strict=True)]
+        ours = plain(sql.execute(session, APPEND.sql.decode(), given).rows)
         session.commit()
         assert ours == theirs, f"batch {number}: {batch.asked}"
         outcomes |= {row[0] for row in theirs}
