@@ -16,6 +16,8 @@ from tests.simulation.database import Database
 from tests.simulation.notes import Broken
 
 HEAD = 2**62
+SHOWN = "I7 what is shown is what the log comes to"
+AT_LEAST = "I13 what is said to be shown is"
 
 
 def folded(facts: Sequence[Recorded], projections: Sequence[Projection] = PROJECTIONS) -> Fold:
@@ -59,7 +61,7 @@ def judge_read(database: Database, blocks: Blocks, facts: Sequence[Recorded], st
                 shown = told(database, table, position)
             else:
                 shown = in_blocks(blocks, table, position)
-            agree(table, f"at least as new as {position}", fold.rows(table), shown)
+            agree(table, f"at least as new as {position}", fold.rows(table), shown, AT_LEAST)
 
 
 def told(database: Database, table: Table, position: int) -> dict[Key, Row]:
@@ -89,13 +91,15 @@ def in_blocks(blocks: Blocks, table: Table, position: int) -> dict[Key, Row]:
     }
 
 
-def agree(table: Table, when: str, expected: dict[Key, Row], found: dict[Key, Row]) -> None:
+def agree(
+    table: Table, when: str, expected: dict[Key, Row], found: dict[Key, Row], invariant: str = SHOWN
+) -> None:
     missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
     other = [key for key in expected.keys() & found.keys() if expected[key] != found[key]]
     if missing or extra or other:
         example = [(key, expected.get(key), found.get(key)) for key in [*missing, *extra, *other][:2]]
         raise Broken(
-            "I7 what is shown is what the log comes to",
+            invariant,
             f"{table.name} {when}: {len(missing)} rows missing, {len(extra)} too many,"
             f" {len(other)} different; e.g. {example}",
         )

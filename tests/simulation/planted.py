@@ -108,7 +108,7 @@ def digests(world: World) -> Sequence[Patch]:
     return [(handling.Command, "digest", lambda self: b"")]
 
 
-@bug("only-what-is-written-is-pinned", "I9")
+@bug("only-what-is-written-is-pinned", "I9", first=5)
 def pins(world: World) -> Sequence[Patch]:
     """A boundary forgets the streams it only read."""
     submit = PostgresLog.submit
@@ -121,7 +121,7 @@ def pins(world: World) -> Sequence[Patch]:
     return [(PostgresLog, "submit", forgetful)]
 
 
-@bug("followed-appends-forgotten", "I9", "I2")
+@bug("followed-appends-forgotten", "I9", "I2", first=7)
 def follows(world: World) -> Sequence[Patch]:
     """An append forgets which others it counts on, and what became of them."""
     submit = PostgresLog.submit
@@ -132,7 +132,7 @@ def follows(world: World) -> Sequence[Patch]:
     return [(PostgresLog, "submit", forgetful)]
 
 
-@bug("memory-survives-a-restore", "I2", "I9")
+@bug("memory-survives-a-restore", "I2", "I9", first=10)
 def memories(world: World) -> Sequence[Patch]:
     """States that were folded before a restore are believed after it."""
     submit = PostgresLog.submit
@@ -161,7 +161,7 @@ def floats(world: World) -> Sequence[Patch]:
     return [(ordering, "rounded", rounded), (payments, "rounded", rounded)]
 
 
-@bug("deadlines-of-holds-ignored", "I9")
+@bug("deadlines-of-holds-ignored", "I9", first=2)
 def late(world: World) -> Sequence[Patch]:
     """A hold may be confirmed after its deadline."""
 
@@ -174,7 +174,7 @@ def late(world: World) -> Sequence[Patch]:
     return [(Pool, "require_live", require_live)]
 
 
-@bug("holds-not-counted", "I9")
+@bug("holds-not-counted", "I9", first=2)
 def holds(world: World) -> Sequence[Patch]:
     """What is held is sold as if it were free."""
     return [(Pool, "_live", lambda self, now: 0)]
@@ -183,7 +183,7 @@ def holds(world: World) -> Sequence[Patch]:
 # ── the relay ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("relay-without-a-fence", "I15")
+@bug("relay-without-a-fence", "I15", first=3)
 def fences(world: World) -> Sequence[Patch]:
     """A relay that was deposed goes on saying how far it is."""
     advance = sql_motion.advance
@@ -210,13 +210,13 @@ def hasty(world: World) -> Sequence[Patch]:
 # ── projectors ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("marks-before-rows", "I7", "I13")
+@bug("marks-before-rows", "I7", "I13", first=3)
 def marks_first(world: World) -> Sequence[Patch]:
     """The checkpoint commits before the rows."""
     return [(streams.app, "PostgresSink", lambda ledger: MarksFirst(readmodel.PostgresSink(ledger), nothing))]
 
 
-@bug("marks-before-blocks", "I7", "I13")
+@bug("marks-before-blocks", "I7", "I13", first=2)
 def progress_first(world: World) -> Sequence[Patch]:
     """ClickHouse's progress is written before its rows."""
     return [
@@ -224,7 +224,7 @@ def progress_first(world: World) -> Sequence[Patch]:
     ]
 
 
-@bug("duplicates-taken", "I6", "I7")
+@bug("duplicates-taken", "I6", "I7", "I13")
 def duplicates(world: World) -> Sequence[Patch]:
     """What comes twice is taken twice: nobody looks at the marks."""
     hold = readmodel.PostgresUnit.hold
@@ -236,13 +236,13 @@ def duplicates(world: World) -> Sequence[Patch]:
     return [(readmodel.PostgresUnit, "hold", blind)]
 
 
-@bug("gaps-not-healed", "I6", "I7")
+@bug("gaps-not-healed", "I6", "I7", "I13")
 def gaps(world: World) -> Sequence[Patch]:
     """A record that begins after the mark is taken as if nothing were missing."""
     return [(streams.projector, "_gaps", lambda runs, mark: [])]
 
 
-@bug("tails-not-healed", "I6")
+@bug("tails-not-healed", "I6", first=6)
 def tails(world: World) -> Sequence[Patch]:
     """A lost record that no other follows is never missed."""
 
@@ -252,7 +252,7 @@ def tails(world: World) -> Sequence[Patch]:
     return [(Projector, "heal_tails", heal_nothing)]
 
 
-@bug("parked-streams-overtaken", "I7")
+@bug("parked-streams-overtaken", "I7", "I13", first=9)
 def overtaking(world: World) -> Sequence[Patch]:
     """Facts that come after a parked one of their stream are taken at once."""
     hold = readmodel.PostgresUnit.hold
@@ -263,7 +263,7 @@ def overtaking(world: World) -> Sequence[Patch]:
     return [(readmodel.PostgresUnit, "hold", hopeful)]
 
 
-@bug("tenants-mixed", "I7")
+@bug("tenants-mixed", "I7", "I13")
 def mixed(world: World) -> Sequence[Patch]:
     """Rows forget whose they are."""
     put, add = readmodel.PutBatch.add, readmodel.SumBatch.add
@@ -276,7 +276,7 @@ def mixed(world: World) -> Sequence[Patch]:
 # ── reactions and deadlines ───────────────────────────────────────────────────────────────────────────────
 
 
-@bug("reactions-after-their-marks", "I6", "I12")
+@bug("reactions-after-their-marks", "I6", "I12", first=5)
 def reactions(world: World) -> Sequence[Patch]:
     """The checkpoint commits before the commands that it covers are given."""
 
@@ -299,7 +299,7 @@ def reactions(world: World) -> Sequence[Patch]:
     return [(streams.app, "ReactionSink", Later)]
 
 
-@bug("agenda-crossed-out-first", "I12")
+@bug("agenda-crossed-out-first", "I12", first=4)
 def crossed_out(world: World) -> Sequence[Patch]:
     """What is due is crossed out before it is done."""
 
