@@ -156,7 +156,11 @@ class Standing:
 
     def mark(self, projection: Projection, place: Place) -> int:
         version = self.desk.version(self.engine, projection.name)
-        return self.marks.get((projection.name, version, *place), 0)
+        written = self.marks.get((projection.name, version, *place), 0)
+        if self.engine is Engine.POSTGRES:
+            return written
+        # ClickHouse has its progress before the desk has what was parked on the way: until then it is not in.
+        return min(written, self.desk.marks.get((self.engine.value, projection.name, version, *place), 0))
 
     def reached(self, projection: Projection, position: int) -> bool:
         """Whether every fact up to `position` that concerns the projection is in, or parked."""

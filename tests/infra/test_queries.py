@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from infra.runtime import Runtime
 from infra.settings import Settings
 from projections.capacity import POOL_LIST
 from projections.ordering import ORDER_LIST, PROJECTION
+from projections.registry import projections_in
 from projections.rows import Engine
 
 TOPIC = "counterfoil.0.ordering.v1.p4"
@@ -63,6 +65,18 @@ def test_a_partition_without_a_mark_has_nothing_yet() -> None:
 def test_marks_of_a_version_that_is_not_shown_count_for_nothing() -> None:
     assert not standing(9, {0: 9}, {0: 9}, shown=2, marked=1).reached(PROJECTION, 9)
     assert standing(9, {0: 9}, {0: 9}, shown=2, marked=2).reached(PROJECTION, 9)
+
+
+def test_clickhouse_is_not_as_far_as_its_progress_while_the_desk_has_not_heard_what_was_parked() -> None:
+    """Else a fact that is about to be parked would be neither shown nor told of as parked."""
+    desk = replace(standing(9, {0: 9}, {}).desk, heads={(TOPIC, 0): 9})
+    progress = {("sales", 1, TOPIC, 0): 9}
+    (sales,) = projections_in(Engine.CLICKHOUSE)
+    for committed in (0, 8, 9):
+        marked = replace(desk, marks={("clickhouse", "sales", 1, TOPIC, 0): committed})
+        shown = Standing(marked, Engine.CLICKHOUSE, progress)
+        assert shown.reached(sales, 9) == (committed == 9)
+        assert shown.complete_through(sales) == committed
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=40), st.data())
