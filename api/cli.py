@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 
-from api import audits
+from api import audits, moves
 from api import demo as shown
 from api.report import ReportUnavailable, report, wait_for
 from api.retail.file import BadFile, Invoice, read_invoices
@@ -51,6 +51,7 @@ imports = typer.Typer(help="Feed a file through the commands.", no_args_is_help=
 reports = typer.Typer(help="Ask for figures, of every store at once.", no_args_is_help=True)
 app.add_typer(imports, name="import")
 app.add_typer(reports, name="report")
+app.add_typer(moves.app, name="ledger")
 
 err = Console(stderr=True)
 out = Console()
@@ -78,6 +79,7 @@ EXPECTED = (
     ReportUnavailable,
     TenantElsewhere,
     *audits.EXPECTED,
+    *moves.EXPECTED,
 )
 """What can go wrong with the user's input or machine; everything else is a bug, with its stack."""
 

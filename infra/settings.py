@@ -39,7 +39,7 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
-def _postgres_url(text: str) -> str:
+def postgres_url(text: str) -> str:
     if urlsplit(text).scheme not in {"postgresql", "postgres"} or not urlsplit(text).path.strip("/"):
         raise ValueError("write it as postgresql://user:password@host:5432/database")
     return text
@@ -95,7 +95,7 @@ LEDGERS_EXAMPLE = '{"eu": {"tenants": ["acme", "bolt"]}}'
 LEDGER_PATTERN = r"^[a-z0-9_]{1,40}$"
 LedgerName = Annotated[str, StringConstraints(pattern=LEDGER_PATTERN)]
 TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
-PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
+PostgresUrl = Annotated[str, AfterValidator(postgres_url)]
 ClickHouseUrl = Annotated[str, AfterValidator(_clickhouse_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
