@@ -54,7 +54,7 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Writer:
-    """A process of the installation, as far as the log knows: with a connection, an epoch and a memory of its own.
+    """A process of the installation, as the log knows it: a connection, an epoch and a memory of its own.
 
     Every acknowledged command is noted; the judge asks for each of them.
     """
