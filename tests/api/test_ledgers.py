@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import closing
+from uuid import uuid4
 
 import pytest
 from starlette.testclient import TestClient
 
 from api.app import create
 from infra.migrate import migrate
+from infra.moving.standing import close, opened, reopen, retire
 from infra.settings import LedgerSettings, Settings
 from infra.tenancy import settle
 from tests.api.conftest import Shop, carry, paper
@@ -130,3 +134,38 @@ def test_a_tenant_whose_ledger_the_settings_forgot_begins_no_second_life(
     with InPostgres(api_settings).admin() as conn:
         assert conn.execute("SELECT count(*) FROM commands WHERE tenant = 'acme'").fetchone() == (0,)
     assert reassigned.of("anybody").get("/orders").status_code == 200
+
+
+# ── closed ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_ledger_on_its_way_is_read_and_not_written_and_the_others_are_both(
+    shop: Shop, acme: Shop, api_settings: Settings
+) -> None:
+    first = acme.post("/orders", paper("1"), key="first")
+    carry_all(api_settings)
+    with closing(opened(api_settings.of_ledger("eu"))) as conn:
+        close(conn, uuid4())
+        told(acme.post("/orders", paper("2"), key="second"), 503, "ledger-moved")
+        assert acme.get(f"/orders/{first.json()['id']}").status_code == 200
+        assert shop.post("/orders", paper("2")).status_code == 201
+        ready = shop.http.get("/ready").json()
+        assert (ready["closed"], ready["further_ledgers"][0]["closed"]) == (None, "moving")
+        assert ready["status"] == "degraded"
+        reopen(conn)
+    again = acme.post("/orders", paper("2"), key="second")
+    assert (again.status_code, "idempotent-replayed" in again.headers) == (201, False), "it left no mark"
+
+
+def test_a_ledger_that_has_moved_answers_nothing_where_it_was(
+    shop: Shop, acme: Shop, api_settings: Settings
+) -> None:
+    """A replay or a refusal too would be told from what is not the truth any more."""
+    assert acme.post("/orders", paper("1"), key="first").status_code == 201
+    with closing(opened(api_settings.of_ledger("eu"))) as conn:
+        close(conn, uuid4())
+        retire(conn)
+    time.sleep(0.1)
+    told(acme.post("/orders", paper("1"), key="first"), 503, "ledger-moved")
+    told(acme.get("/orders"), 503, "ledger-moved")
+    assert shop.get("/orders").status_code == 200

@@ -196,7 +196,6 @@ def test_the_command_line_finds_the_tenants_ledger(system: System) -> None:
     place_orders(system.shop.of("acme"), "cli-", 1)
     state = ran(system, "state", "offer-mug", "--tenant", "acme", "--json")
     assert json.loads(state.stdout)["tenant"] == "acme", state.stderr
-    assert ran(system, "state", "offer-mug", "--tenant", "nobody").returncode == 1
     report = ran(system, "report", "retail", "--tenant", "acme", "--currency", "EUR", "--json")
     assert json.loads(report.stdout)["log"]["orders"] > 0, report.stderr
     caught_up(system)
@@ -207,10 +206,6 @@ def test_the_command_line_finds_the_tenants_ledger(system: System) -> None:
     assert alone["head"] == len(facts(runtimes(system)["eu"]))
     rebuilt = ran(system, "rebuild", "ordering", "--ledger", "eu", "--reason", "test", "--json")
     assert json.loads(rebuilt.stdout)["switched"], rebuilt.stderr
-    assert (
-        "no ledger is named 'uk'"
-        in ran(system, "rebuild", "ordering", "--ledger", "uk", "--reason", "t").stderr
-    )
     doctor = json.loads(ran(system, "doctor", "--json").stdout)
     assert [each["ledger"] for each in doctor["ready"]["further_ledgers"]] == ["eu", "us"]
     assert doctor["elsewhere"] == []
