@@ -16,7 +16,7 @@ import psycopg
 
 from commands.handling import Handler
 from infra.connection import LogUnavailable
-from infra.ledger import DATABASE_FAULTS, connect
+from infra.ledger import CONNECT_S_MAX, DATABASE_FAULTS, connect
 from infra.migrate import LOCK, schema_of
 from infra.queries import TENANT, Queries, StoreUnavailable
 from infra.runtime import Runtime
@@ -96,7 +96,8 @@ def settle(settings: Settings) -> None:
 
 
 def _connected(settings: Settings, role: Role) -> psycopg.Connection[Any]:
-    return psycopg.connect(settings.role_dsn(role), options=f"-c search_path={schema_of(settings)}")
+    options = f"-c search_path={schema_of(settings)}"
+    return psycopg.connect(settings.role_dsn(role), connect_timeout=CONNECT_S_MAX, options=options)
 
 
 def _homes(ledgers: Iterable[psycopg.Connection[Any]]) -> list[tuple[str, str]]:

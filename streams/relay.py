@@ -62,8 +62,9 @@ class Relay:
         self.published = 0
 
     async def run(self) -> None:
-        """Serve until cancelled; stand by while another relay is active."""
+        """Serve until cancelled; stand by while another relay is active. Raises LedgerMoved."""
         while True:
+            await self._head()  # the lease is not for somebody who follows a ledger that has moved
             fence = await self.desk.take_over()
             if fence is None:
                 await asyncio.sleep(STANDBY_S)

@@ -16,7 +16,7 @@ ALTER TABLE head
     ADD COLUMN closed text CHECK (closed IN ('moving', 'moved')),
     ADD COLUMN move uuid;                           -- which move closed this ledger, or brought it here
 
--- Switched on while a ledger is closed, and for nobody's call before: an open ledger pays nothing for it.
+-- Off while a ledger is open. `append` needs no word of it, as long as it locks the head row before it inserts.
 CREATE FUNCTION refuse_closed() RETURNS trigger LANGUAGE plpgsql AS $body$
 BEGIN
     RAISE EXCEPTION 'this ledger is closed' USING ERRCODE = 'CF001';

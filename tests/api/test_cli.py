@@ -319,8 +319,8 @@ def test_the_doctor_finds_a_healthy_system_healthy(system: System, counterfoil: 
     assert shown.out.splitlines()[-1] == "status: ready"
     assert "postgres answers, clickhouse answers, kafka answers" in shown.out
     told = ended.json()
-    assert list(told) == ["ready", "parked", "memory_mib"]
-    assert (told["ready"]["status"], told["parked"]) == ("ready", [])
+    assert list(told) == ["ready", "parked", "elsewhere", "memory_mib"]
+    assert (told["ready"]["status"], told["parked"], told["elsewhere"]) == ("ready", [], [])
     assert told["ready"]["position"] >= 13
     assert set(told["memory_mib"]) == {"supervisor", *system.running.children}
     assert all(mib > 0 for mib in told["memory_mib"].values())

@@ -14,7 +14,7 @@ from api.app import create
 from infra.migrate import migrate
 from infra.moving.standing import close, opened, reopen, retire
 from infra.settings import LedgerSettings, Settings
-from infra.tenancy import settle
+from infra.tenancy import settle, strays
 from tests.api.conftest import Shop, carry, paper
 from tests.api.test_wall import told
 from tests.ledgers import InPostgres
@@ -134,6 +134,17 @@ def test_a_tenant_whose_ledger_the_settings_forgot_begins_no_second_life(
     with InPostgres(api_settings).admin() as conn:
         assert conn.execute("SELECT count(*) FROM commands WHERE tenant = 'acme'").fetchone() == (0,)
     assert reassigned.of("anybody").get("/orders").status_code == 200
+
+
+def test_control_a_ledger_that_does_not_ask_begins_a_second_life_and_the_audit_finds_it(
+    reassigned: Shop, api_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unasked(*_: object) -> None:
+        """Whoever comes is served."""
+
+    monkeypatch.setattr("infra.tenancy.require_home", unasked)
+    assert reassigned.post("/offers", {"offer": "mug", "title": "Mug"}).status_code == 201
+    assert strays(api_settings) == [("acme", "0")]
 
 
 # ── closed ────────────────────────────────────────────────────────────────────────────────────────

@@ -319,6 +319,7 @@ def test_a_ledger_moves_to_another_cluster_while_clients_write(
         time.sleep(2)
         ready = before.shop.http.get("/ready").json()
         assert ready["further_ledgers"][0]["closed"] == "moved"
+        assert not ready["further_ledgers"][0]["relay_active"], "its relay has gone, whatever restarts it"
         told(before.shop.of("bolt").get("/orders"), 503, "ledger-moved")
         assert before.shop.of("anybody").get("/orders").status_code == 200
         assert movers[1].refused == [], "the other ledger notices nothing"

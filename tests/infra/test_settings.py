@@ -114,6 +114,7 @@ def test_no_password_shows_in_the_representation() -> None:
         postgres_app_dsn=DSN,
         clickhouse="http://default:hunter2@ch:8123/default",
         redis="redis://:hunter2@redis:6379/0",
+        ledgers={"eu": {"tenants": [], "postgres_dsn": DSN, "postgres_worker_dsn": DSN}},
         secret="hunter2" * 5,
         given_api_token="hunter2" * 5,
         given_sealing_key="hunter2" * 5,
