@@ -218,13 +218,17 @@ class Settings(BaseSettings):
         }
         if explicit := given[role]:
             return explicit
-        if self.postgres_dsn is None:
-            raise BadSetting(
-                "COUNTERFOIL_POSTGRES_DSN is not set: set it, or run `counterfoil up`, which brings one"
-            )
-        url = urlsplit(self.postgres_dsn)
+        url = urlsplit(self.admin_dsn("set it, or run `counterfoil up`, which brings one"))
         host = url.netloc.rpartition("@")[2]
         return urlunsplit(url._replace(netloc=f"counterfoil_{role}:{self.role_password(role)}@{host}"))
+
+    def admin_dsn(self, advice: str) -> str:
+        """The administrative address. Raises BadSetting."""
+        if self.postgres_dsn is None:
+            within = f"COUNTERFOIL_LEDGERS: {self.ledger}.postgres_dsn"
+            name = within if self.ledger in self.ledgers else "COUNTERFOIL_POSTGRES_DSN"
+            raise BadSetting(f"{name} is not set: {advice}")
+        return self.postgres_dsn
 
     def role_password(self, role: Role) -> str:
         return self._derived(f"postgres/{role}")

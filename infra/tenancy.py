@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 
@@ -43,7 +43,7 @@ class TenantElsewhere(Exception):
 
 
 class BadAssignment(ValueError):
-    """Facts are in another ledger than the settings say: a line for each tenant, and what to do."""
+    """Facts are elsewhere than the settings say: a line for each tenant or ledger, and what to do."""
 
 
 def tenants(conn: psycopg.Connection[Any]) -> Iterator[str]:
@@ -64,8 +64,8 @@ def strays(settings: Settings) -> list[tuple[str, str]]:
 def settle(settings: Settings) -> None:
     """Tell every ledger which tenants live where, as the settings have it. All ledgers have to be migrated.
 
-    Raises BadAssignment where facts are elsewhere, or where a ledger with tenants is no longer named; then
-    nothing has changed.
+    Raises BadAssignment where facts are elsewhere, where a ledger with tenants is no longer named, or where
+    another ledger is at its address; then nothing has changed.
     """
     with ExitStack() as opened:
         ledgers = {
@@ -73,6 +73,7 @@ def settle(settings: Settings) -> None:
             for name in settings.ledger_names
         }
         ledgers[settings.ledger].execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
+        identities = {name: _identity(conn) for name, conn in ledgers.items()}
         wrong = [
             f"tenant {tenant!r} has facts in ledger {name!r}: assign it there,"
             f" not to {settings.ledger_of(tenant)!r}"
@@ -80,18 +81,28 @@ def settle(settings: Settings) -> None:
         ]
         wrong += [
             f"tenant {tenant!r} lives in ledger {home!r}, which is not named: name it, with its tenants"
-            for tenant, home in _homes(ledgers.values())
+            for tenant, home in _told(ledgers.values(), "SELECT tenant, ledger FROM homes")
             if home not in settings.ledger_names
+        ]
+        wrong += [
+            f"ledger {name!r} is not the one that it was, and would begin anew: mend its address"
+            for name, identity in _told(ledgers.values(), "SELECT ledger, identity::text FROM ledgers")
+            if identities.get(name, identity) != identity
         ]
         if wrong:
             more = [f"... and {len(wrong) - WRONG_SHOWN} more"] if len(wrong) > WRONG_SHOWN else []
             raise BadAssignment("\n".join(["COUNTERFOIL_LEDGERS:", *wrong[:WRONG_SHOWN], *more]))
-        homes = [(tenant, name) for name, each in settings.ledgers.items() for tenant in sorted(each.tenants)]
+        homes = {tenant: name for name, each in settings.ledgers.items() for tenant in each.tenants}
         for conn in ledgers.values():
             conn.execute("DELETE FROM homes")
             conn.execute(
                 "INSERT INTO homes SELECT * FROM unnest(%s::text[], %s::text[])",
-                ([tenant for tenant, _ in homes], [name for _, name in homes]),
+                (list(homes), list(homes.values())),
+            )
+            conn.execute("DELETE FROM ledgers")
+            conn.execute(
+                "INSERT INTO ledgers SELECT * FROM unnest(%s::text[], %s::uuid[])",
+                (list(identities), list(identities.values())),
             )
 
 
@@ -100,10 +111,15 @@ def _connected(settings: Settings, role: Role) -> psycopg.Connection[Any]:
     return psycopg.connect(settings.role_dsn(role), connect_timeout=CONNECT_S_MAX, options=options)
 
 
-def _homes(ledgers: Iterable[psycopg.Connection[Any]]) -> list[tuple[str, str]]:
+def _identity(ledger: psycopg.Connection[Any]) -> str:
+    row = ledger.execute("SELECT identity::text FROM head").fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _told(ledgers: Iterable[psycopg.Connection[Any]], query: LiteralString) -> list[tuple[str, str]]:
     """What they were told before."""
-    told = {row for conn in ledgers for row in conn.execute("SELECT tenant, ledger FROM homes")}
-    return sorted(told)
+    return sorted({row for conn in ledgers for row in conn.execute(query)})
 
 
 # ── serving ───────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,14 @@ CREATE POLICY app_own_tenant ON homes FOR SELECT TO counterfoil_app
     USING (tenant = current_setting('counterfoil.tenant', true));
 GRANT SELECT ON homes TO counterfoil_app, counterfoil_worker;
 
+CREATE TABLE ledgers (                              -- the installation's, as that `migrate` found them
+    ledger text PRIMARY KEY,
+    identity uuid NOT NULL
+);
+GRANT SELECT ON ledgers TO counterfoil_worker;
+
 ALTER TABLE head
+    ADD COLUMN identity uuid NOT NULL DEFAULT gen_random_uuid(),    -- which ledger it is, wherever it moves
     ADD COLUMN closed text CHECK (closed IN ('moving', 'moved')),
     ADD COLUMN move uuid;                           -- which move closed this ledger, or brought it here
 

@@ -33,7 +33,7 @@ from tests.api.conftest import Shop, System, paper, started
 from tests.api.test_wall import told
 from tests.ledgers import connected
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PROGRAM = Path(sys.executable).with_name("counterfoil")
 TENANTS = {"0": "anybody", "eu": "acme", "us": "bolt"}
 ORDERS = 30
@@ -288,7 +288,6 @@ class Client:
         raise AssertionError(f"{key} was never acknowledged")
 
 
-@pytest.mark.timeout(300)
 def test_a_ledger_moves_to_another_cluster_while_clients_write(
     tmp_path_factory: pytest.TempPathFactory, cluster: EmbeddedPostgres
 ) -> None:

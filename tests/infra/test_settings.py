@@ -235,3 +235,13 @@ def test_a_ledger_that_nobody_named_is_refused_with_those_that_are(tmp_path: Pat
     settings = Settings(home=tmp_path, ledgers={"eu": {"tenants": []}})
     with pytest.raises(BadSetting, match=r"no ledger is named 'uk'; there are: 0, eu"):
         settings.of_ledger("uk")
+
+
+def test_a_ledger_without_an_administrators_address_says_which_one_is_missing(tmp_path: Path) -> None:
+    app = "postgresql://auditor:x@other:5432/counterfoil"
+    settings = Settings(
+        home=tmp_path, postgres_dsn=DSN, ledgers={"eu": {"tenants": [], "postgres_app_dsn": app}}
+    )
+    assert settings.of_ledger("eu").role_dsn("app") == app
+    with pytest.raises(BadSetting, match=r"COUNTERFOIL_LEDGERS: eu\.postgres_dsn is not set"):
+        settings.of_ledger("eu").role_dsn("worker")

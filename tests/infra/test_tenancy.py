@@ -9,7 +9,7 @@ import pytest
 from commands.capacity import OpenPool
 from commands.handling import Actor, Handler
 from domain.values import Permission
-from infra.migrate import migrate, schema_of
+from infra.migrate import admin_dsn, migrate, schema_of
 from infra.runtime import Runtime
 from infra.settings import LedgerSettings, Settings
 from infra.tenancy import BadAssignment, Ledgers, TenantElsewhere, at_home, settle, strays, tenants
@@ -101,6 +101,18 @@ def test_an_assignment_away_from_the_facts_is_refused_and_changes_nothing(
     assert says in str(refused.value)
     for tenant in ("acme", "kept"):
         asyncio.run(at_home(Runtime(two), tenant))
+
+
+def test_another_ledger_at_the_address_is_not_taken_for_the_one_that_was_there(two: Settings) -> None:
+    """A wrong address, or a schema that was dropped and made anew: its tenants would find an empty shop."""
+    record(two, "acme")
+    settle(two)
+    with connected(admin_dsn(two), "public") as conn:
+        conn.execute("DROP SCHEMA ledger_eu CASCADE")
+    migrate(two.of_ledger("eu"))
+    with pytest.raises(BadAssignment, match="ledger 'eu' is not the one that it was, and would begin anew"):
+        settle(two)
+    assert "it knows nothing of it" in refusal(two, "acme")
 
 
 def test_an_assignment_that_the_ledgers_were_not_told_of_serves_nobody(two: Settings) -> None:

@@ -91,7 +91,7 @@ def contents(settings: Settings) -> dict[str, Any]:
         found: dict[str, Any] = {
             name: conn.execute(CONTENT.format(name).encode()).fetchone() for name in names
         }
-        found["head"] = conn.execute("SELECT position, at_us FROM head").fetchall()
+        found["head"] = conn.execute("SELECT position, at_us, identity FROM head").fetchall()
         return found
 
 
