@@ -9,7 +9,7 @@ EXTRAS ?= embedded dev
 # Each test worker starts its own engines: more than the cores of a small machine only slows them all down.
 WORKERS ?= 2
 
-.PHONY: help install demo up test check chaos test-servers bench bench-log format lock clean
+.PHONY: help install demo up test check chaos proofs test-servers bench bench-log format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -22,7 +22,7 @@ demo: install ## a real shop's year through the whole system (ARGS="--exit", ARG
 up: install ## start engines, API, relay and workers; one Ctrl-C stops them all
 	@$(BIN)/counterfoil up $(ARGS)
 
-test: install ## every test but chaos, servers and bench (ARGS="-k money")
+test: install ## every test but chaos, proofs, servers and bench (ARGS="-k money")
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: install ## style, types, the import law, and drift of the generated documents
@@ -34,6 +34,9 @@ check: install ## style, types, the import law, and drift of the generated docum
 
 chaos: install ## kill, freeze and lie to real processes; the figures must not move
 	$(BIN)/pytest -m chaos $(ARGS)
+
+proofs: install ## the log's proofs in every order of six writers; the suite has those of four
+	$(BIN)/pytest -m proofs $(ARGS)
 
 test-servers: install ## the end-to-end tests against Apache Kafka and Debian's PostgreSQL (Java, Maven)
 	$(BIN)/pytest -m servers $(ARGS)
