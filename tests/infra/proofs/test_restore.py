@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -28,37 +29,50 @@ from tests.spec import ANA, T0, TENANT
 TABLES = ("stored_events", "commands", "head")
 EPOCH = 2
 """Of whatever was brought back."""
+RAISE_EPOCH = f"UPDATE head SET epoch = {EPOCH}"
+
+Conn = psycopg.Connection[Any]
 
 
-def copied(source: InPostgres, target: InPostgres) -> None:
+class Copying:
     """As a dump does it: all tables in one snapshot, whoever writes meanwhile; then the epoch is raised."""
-    with source.admin() as taking, target.admin() as bringing:
-        taking.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        for table in TABLES:
-            name = sql.Identifier(table)
-            bringing.execute(sql.SQL("TRUNCATE {}").format(name))
+
+    def __init__(self, taking: Conn, bringing: Conn) -> None:
+        self.taking, self.bringing = taking, bringing
+
+    def copy(self) -> None:
+        self.taking.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        for table in map(sql.Identifier, TABLES):
+            self.bringing.execute(sql.SQL("DELETE FROM {}").format(table))
             with (
-                taking.cursor().copy(sql.SQL("COPY {} TO STDOUT (FORMAT binary)").format(name)) as out,
-                bringing.cursor().copy(sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(name)) as into,
+                self.taking.cursor().copy(sql.SQL("COPY {} TO STDOUT (FORMAT binary)").format(table)) as out,
+                self.bringing.cursor().copy(
+                    sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(table)
+                ) as into,
             ):
                 for piece in out:
                     into.write(piece)
-        raise_epoch(target)
+        self.taking.execute("COMMIT")
+        self.bringing.execute(RAISE_EPOCH)
+
+
+@contextmanager
+def copying(source: InPostgres, target: InPostgres) -> Iterator[Copying]:
+    with source.admin() as taking, target.admin() as bringing:
+        yield Copying(taking, bringing)
 
 
 def raise_epoch(restored: InPostgres) -> None:
     with restored.admin() as conn:
-        conn.execute("UPDATE head SET epoch = %s", (EPOCH,))
+        conn.execute(RAISE_EPOCH)
 
 
-async def copied_after(
-    stage: Stage, steps: int, schedule: Schedule, source: InPostgres, target: InPostgres
-) -> int:
+async def copied_after(stage: Stage, steps: int, schedule: Schedule, copying: Copying) -> int:
     """Play on to the end of the schedule, with a copy taken on the way; how many facts are in it."""
     for number, step in enumerate(schedule):
         if number == steps:
             survives = len(stage.writers.committed)
-            copied(source, target)
+            copying.copy()
         await stage.take(step)
     return survives
 
@@ -88,7 +102,7 @@ def test_copied_at_any_step_what_survives_is_delivered_in_its_order_and_history_
     """Every order of up to three writers, copied before each of its steps."""
     target, writing, behind = InPostgres(settings), ThroughTheFunction(EPOCH), 0
 
-    async def story() -> None:
+    async def story(taking: Copying) -> None:
         nonlocal behind
         async with (
             staged(stored, ThroughTheFunction(), stored.schema) as was,
@@ -96,11 +110,12 @@ def test_copied_at_any_step_what_survives_is_delivered_in_its_order_and_history_
         ):
             for schedule in chain.from_iterable(schedules(writers, KEPT_UP) for writers in (1, 2, 3)):
                 for steps in range(len(schedule)):
-                    survives = await copied_after(was, steps, schedule, stored, target)
+                    survives = await copied_after(was, steps, schedule, taking)
                     behind += survives < len(was.writers.committed)
                     await goes_on(was, now, survives, schedule)
 
-    go(story())
+    with copying(stored, target) as taking:
+        go(story(taking))
     assert behind > 50, "hardly anything was ever lost by a restore"
 
 
@@ -108,18 +123,19 @@ def test_control_a_follower_that_stays_where_it_was_is_caught(stored: InPostgres
     """Negative control: it has been further than what survives, and misses what comes there now."""
     target = InPostgres(settings)
 
-    async def story() -> None:
+    async def story(taking: Copying) -> None:
         async with (
             staged(stored, ThroughTheFunction(), stored.schema) as was,
             staged(target, ThroughTheFunction(EPOCH), target.schema) as now,
         ):
             (schedule,) = (each for each in schedules(1, KEPT_UP) if each[-1].act == "commit")
-            survives = await copied_after(was, 1, schedule, stored, target)
+            survives = await copied_after(was, 1, schedule, taking)
             with pytest.raises(AssertionError, match="delivered is not what was committed"):
                 await goes_on(was, now, survives, schedule, heeds_epoch=False)
             await now.writers.settle()
 
-    go(story())
+    with copying(stored, target) as taking:
+        go(story(taking))
 
 
 def test_who_decided_before_the_restore_records_nothing_after_it(stored: InPostgres) -> None:
