@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -18,11 +18,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
 from commands.log import Append, Appended, Outcome, Overloaded, Pending, Spent, Stale, Undone
+from commands.snapshots import Base, Form, Recalled, Snapshot
 from domain.facts import Envelope, Recorded
 from infra.connection import Connection, LogUnavailable
 from infra.groupcommit import Asked, Group, Newer, Ticket, Verdict
 from infra.mapper import envelope_json, instant, microseconds, recorded_of, rest_of, split
 from infra.reads import Reads
+from infra.snapshots import Snapshots, base_of
 from infra.turns import Turns
 
 LIBRARY_ACTOR = "eventsourcing"
@@ -90,12 +92,33 @@ class PostgresLog:
         self.connection = Connection(dsn, schema)
         self.group = Group(Connection(dsn, schema), (schema, EVENTS), stamped=True)
         self.reads, self.turns = Reads(self.connection), Turns(dsn, schema)
+        self.snapshots = Snapshots(dsn, schema)
         self.claim_key = claim_key
 
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         if not after:
             return []
         return [recorded_of(tenant, *row) for row in self.reads.read(tenant, after)]
+
+    def recall(self, tenant: str, wanted: Mapping[str, Form | None]) -> Recalled:
+        epoch, rows = self.reads.recall(tenant, wanted)
+        bases: dict[str, Base] = {}
+        facts: list[Recorded] = []
+        spoilt: dict[str, int] = {}
+        for row in rows:
+            stream, *_, name, _ = row
+            form = wanted[stream]
+            if form is None or name:
+                if stream not in spoilt:
+                    facts.append(recorded_of(tenant, *row))
+            elif base := base_of(tenant, form, epoch, row):
+                bases[stream] = base
+            else:
+                spoilt[stream] = 0
+        return Recalled(epoch, bases, facts + self.read(tenant, spoilt))
+
+    def keep(self, tenant: str, take: Callable[[], Snapshot | None]) -> None:
+        self.snapshots.keep(tenant, take)
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> LogTicket:
         pending, envelope = LogTicket(append), append.envelope
@@ -142,6 +165,7 @@ class PostgresLog:
     def close(self) -> None:
         self.group.close()
         self.turns.close()
+        self.snapshots.close()
         self.connection.close()
 
     def _facts(self, tenant: str, query: str, arguments: Sequence[Any]) -> list[Recorded]:

@@ -19,8 +19,9 @@ from commands.capacity import OpenPool
 from commands.handling import Answer, Ask, Handler, Moment
 from commands.log import Append, Pending, Settled
 from commands.memory import Memory
+from commands.snapshots import Form, Recalled
 from domain.capacity import Pool, SoldOut
-from domain.facts import Event, Recorded
+from domain.facts import Event
 from domain.values import Code
 from infra.eventstore import LogTicket, PostgresLog
 from tests.commands.test_handling import ExpireBoth, ForgetsWhatWasOnlyRead, TakeIfBothAreEmpty
@@ -79,10 +80,10 @@ class Stepping(Around):
         super().__init__(log)
         self.who, self.order, self.together, self.reads = who, order, together, 0
 
-    def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
+    def recall(self, tenant: str, wanted: Mapping[str, Form | None]) -> Recalled:
         self.reads += 1
         with self.order.at((self.who, COLD[self.reads - 1])):
-            return super().read(tenant, after)
+            return super().recall(tenant, wanted)
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Any:
         with self.order.at((self.who, "append")):
