@@ -62,12 +62,9 @@ class MemoryLog:
         mine = (tenant, snapshot.stream, snapshot.form.name)
         with self.lock:
             kept = self.snapshots.get(mine)
-            if (
-                kept is None
-                or (kept.epoch, kept.form.shape) != (snapshot.epoch, snapshot.form.shape)
-                or kept.version <= snapshot.version
-            ):
-                self.snapshots[mine] = snapshot
+            if kept and kept.version > snapshot.version and self.believes(tenant, kept, snapshot.form):
+                return
+            self.snapshots[mine] = snapshot
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Settled:
         return Settled(self.append(append))

@@ -28,7 +28,10 @@ BEGIN
     ON CONFLICT (stream, name) DO UPDATE
        SET shape = p_shape, epoch = p_epoch, version = p_version, position = p_position, at_us = p_at_us,
            digest = p_digest, state = p_state
-     WHERE (kept.epoch, kept.shape) IS DISTINCT FROM (p_epoch, p_shape) OR kept.version <= p_version;
+     WHERE kept.version <= p_version OR (kept.epoch, kept.shape) IS DISTINCT FROM (p_epoch, p_shape)
+        OR NOT EXISTS (SELECT FROM stored_events e
+                        WHERE e.originator_id = kept.stream AND e.originator_version = kept.version
+                          AND e.notification_id = kept.position);
 END
 $body$;
 
@@ -36,37 +39,45 @@ CREATE FUNCTION read_states(
     p_tenant text, p_streams text[], p_after bigint[],
     p_names text[], p_shapes bytea[]                -- of the state that is wanted; null: only facts will do
 ) RETURNS TABLE (stream text, version bigint, pos bigint, topic text, state bytea)
-LANGUAGE plpgsql
+LANGUAGE plpgsql STABLE                             -- so that epoch, snapshots and facts are of one instant
+  SET plan_cache_mode = force_generic_plan          -- to plan anew each time took longer than to read
   SET enable_seqscan = off SET enable_bitmapscan = off SET enable_mergejoin = off SET enable_hashjoin = off AS $body$
--- First a row for the epoch, as version; then, for each stream, its snapshot if there is one to believe (a row
--- without a name), and the facts after it. One statement: snapshot, epoch and facts are of the same instant.
+-- First a row for the epoch, as version; then the snapshots there are to believe, rows without a name; then the
+-- facts: of a stream with a snapshot those after it, else those after what was asked for.
 -- The caller's own rights and row-level security apply; the tenant is set for this transaction only.
+DECLARE
+    nth bigint;
+    epoch_now integer;
 BEGIN
     PERFORM set_config('counterfoil.tenant', p_tenant, true);
+    SELECT h.epoch INTO epoch_now FROM head h;
+    stream := '';
+    version := epoch_now;
+    pos := 0;
+    topic := '';
+    state := '';
+    RETURN NEXT;
+    FOR nth, stream, version, pos, state IN
+        SELECT r.nth, r.s, k.version, k.position, k.digest || int8send(k.at_us) || k.state
+          FROM unnest(p_streams, p_names, p_shapes) WITH ORDINALITY r(s, name, shape, nth),
+               LATERAL (SELECT * FROM snapshots k
+                         WHERE k.stream = p_tenant || '/' || r.s AND k.name = r.name OFFSET 0) k
+         WHERE k.shape = r.shape AND k.epoch = epoch_now
+           AND EXISTS (SELECT FROM stored_events e
+                        WHERE e.originator_id = k.stream AND e.originator_version = k.version
+                          AND e.notification_id = k.position)
+    LOOP
+        CONTINUE WHEN version <= p_after[nth];
+        p_after[nth] := version;
+        RETURN NEXT;
+    END LOOP;
     RETURN QUERY
-        WITH asked AS MATERIALIZED (
-            SELECT r.s, p_tenant || '/' || r.s AS full_name, greatest(r.v, coalesce(k.version, r.v)) AS after,
-                   k.version, k.position, k.digest || int8send(k.at_us) || k.state AS body
-              FROM unnest(p_streams, p_after, p_names, p_shapes) r(s, v, name, shape)
-              LEFT JOIN LATERAL (
-                  SELECT * FROM snapshots k
-                   WHERE k.stream = p_tenant || '/' || r.s AND k.name = r.name AND k.shape = r.shape
-                     AND k.epoch = (SELECT h.epoch FROM head h) AND k.version > r.v
-                     AND EXISTS (SELECT FROM stored_events e
-                                  WHERE e.originator_id = k.stream AND e.originator_version = k.version
-                                    AND e.notification_id = k.position)
-                  OFFSET 0) k ON true
-        )
-        SELECT '', h.epoch::bigint, 0::bigint, '', ''::bytea FROM head h
-         UNION ALL
-        SELECT a.s, a.version, a.position, '', a.body FROM asked a WHERE a.version IS NOT NULL
-         UNION ALL
-        SELECT a.s, e.originator_version, e.notification_id, e.topic, e.state
-          FROM asked a,
+        SELECT r.s, e.originator_version, e.notification_id, e.topic, e.state
+          FROM unnest(p_streams, p_after) r(s, v),
                LATERAL (SELECT * FROM stored_events e
-                         WHERE e.originator_id = a.full_name AND e.originator_version > a.after
+                         WHERE e.originator_id = p_tenant || '/' || r.s AND e.originator_version > r.v
                          ORDER BY e.originator_version OFFSET 0) e
-         ORDER BY 1, 2;
+         ORDER BY r.s, e.originator_version;
 END
 $body$;
 

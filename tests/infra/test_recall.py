@@ -142,6 +142,8 @@ def test_a_snapshot_ahead_of_the_log_is_passed_over(ledger: Ledger, log: Log) ->
     keep(log)
     ledger.cut(6)
     assert told(log) == (None, [1, 2, 3, 4, 5])
+    keep(log)
+    assert told(log) == (5, [])
 
 
 def test_a_snapshot_of_a_fact_that_is_elsewhere_is_passed_over(ledger: Ledger, log: Log) -> None:

@@ -102,12 +102,13 @@ def test_whatever_was_changed_it_is_passed_over_and_the_truth_is_told(
     assert log.recall(TENANT, {"pool-b": form()}).bases == {}
 
 
+@pytest.mark.parametrize("change", SPOILT)
 def test_a_spoilt_snapshot_is_replaced_by_whoever_folds_next(
-    stored: InPostgres, log: PostgresLog, monkeypatch: pytest.MonkeyPatch
+    stored: InPostgres, log: PostgresLog, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     monkeypatch.setattr("commands.snapshots.FOLD_FACTS_MIN", 5)
     with stored.admin() as conn:
-        conn.execute("UPDATE snapshots SET state = '{}'")
+        conn.execute(f"UPDATE snapshots SET {change}".encode())
     refuses(log)
     settle(log)
     assert told(log) == (7, [])
