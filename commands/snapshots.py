@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -17,7 +17,6 @@ from typing import ClassVar, Protocol, cast
 from pydantic import TypeAdapter, ValidationError
 
 from domain.facts import Event, Recorded
-from domain.registry import EVENTS
 
 FOLD_FACTS_MIN = 500
 """A state is kept when so many facts had to be folded for it.
@@ -74,9 +73,16 @@ def form_of(state: type[State]) -> Form | None:
     kept = cast(type[Keepable], state)
     adapter: TypeAdapter[State] = TypeAdapter(state)
     context = kept.snapshot_name.partition(".")[0]
-    facts = sorted((e.name, e.class_version) for e in EVENTS.values() if e.context() == context)
+    facts = sorted((fact.name, fact.class_version) for fact in _below(Event) if fact.context() == context)
     shape = json.dumps([kept.snapshot_version, adapter.json_schema(), facts], sort_keys=True)
     return Form(kept.snapshot_name, hashlib.sha256(shape.encode()).digest(), adapter)
+
+
+def _below(fact: type[Event]) -> Iterator[type[Event]]:
+    """Every kind of fact there is. A log has to know them all; commands may not import what does."""
+    for each in fact.__subclasses__():
+        yield each
+        yield from _below(each)
 
 
 @dataclass(frozen=True, slots=True)
