@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import psycopg
 from eventsourcing.persistence import PersistenceError
@@ -17,6 +18,7 @@ from infra.ledger import DATABASE_FAULTS, Ledger
 from tests.infra.proofs.schedules import Schedule, Step
 
 PATIENCE_S = 20
+WRITERS_MAX = 6
 PAGE_FACTS = 2
 """So small that a page ends between one writer's facts."""
 WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted"
@@ -45,14 +47,15 @@ class ThroughTheFunction:
 
     def __init__(self, epoch: int = 1) -> None:
         self.epoch = epoch
+        self.waiting = ThreadPoolExecutor(WRITERS_MAX, "writer")
 
     async def append(self, conn: Conn, stream: str, count: int) -> None:
         batch = Batch()
         facts = [(stream, "proof.written", b"")] * count
         batch.take(Asked("acme", "ana", stream, b"", "Write", 0, True, {stream: 0}, facts, (), Ticket()))
-        answer = await conn.execute(APPEND, batch.arguments(self.epoch, stamped=True), binary=True)
-        row = await answer.fetchone()
-        assert row is not None
+        arguments, sending = batch.arguments(self.epoch, stamped=True), cast(psycopg.Connection[Any], conn)
+        calling = asyncio.get_running_loop().run_in_executor(self.waiting, APPEND.rows, sending, arguments)
+        row = (await calling)[0]
         assert row[0] == "all", row
 
 
@@ -232,8 +235,9 @@ class Stage:
 @asynccontextmanager
 async def connections(dsn: str, schema: str, count: int) -> AsyncIterator[list[Conn]]:
     options = f"-c search_path={schema} -c synchronous_commit=off"
+    keeps = None  # where the driver prepares, it forgets every prepared statement at a ROLLBACK, APPEND too
     opened = [
-        await psycopg.AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=0, options=options)
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=keeps, options=options)
         for _ in range(count)
     ]
     try:

@@ -15,6 +15,7 @@ import pytest
 from infra.migrate import admin_dsn
 from tests.infra.proofs.schedules import Law, Schedule, overtakes, schedules
 from tests.infra.proofs.stage import (
+    WRITERS_MAX,
     BySequence,
     Follower,
     Relay,
@@ -29,7 +30,6 @@ from tests.ledgers import InPostgres
 
 GIVES_UP: Law = "one at a time, who waits may give up"
 KEPT_UP: Law = "one at a time"
-WRITERS_MAX = 6
 
 
 def go(story: Coroutine[Any, Any, None], timeout_s: float = 100) -> None:
