@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import psycopg
 from eventsourcing.persistence import PersistenceError
+from psycopg import pq
+from psycopg.errors import error_from_result
+from psycopg.generators import execute
 
 from infra.eventstore import LedgerRecorder, recorder
 from infra.groupcommit import APPEND, Asked, Batch, Ticket
@@ -47,16 +49,17 @@ class ThroughTheFunction:
 
     def __init__(self, epoch: int = 1) -> None:
         self.epoch = epoch
-        self.waiting = ThreadPoolExecutor(WRITERS_MAX, "writer")
 
     async def append(self, conn: Conn, stream: str, count: int) -> None:
         batch = Batch()
         facts = [(stream, "proof.written", b"")] * count
         batch.take(Asked("acme", "ana", stream, b"", "Write", 0, True, {stream: 0}, facts, (), Ticket()))
-        arguments, sending = batch.arguments(self.epoch, stamped=True), cast(psycopg.Connection[Any], conn)
-        calling = asyncio.get_running_loop().run_in_executor(self.waiting, APPEND.rows, sending, arguments)
-        row = (await calling)[0]
-        assert row[0] == "all", row
+        arguments, binary = batch.arguments(self.epoch, stamped=True), pq.Format.BINARY
+        conn.pgconn.send_query_params(APPEND.sql, arguments, APPEND.oids, APPEND.formats, binary)
+        (answer,) = await conn.wait(execute(conn.pgconn))  # and others go on meanwhile
+        if answer.status != pq.ExecStatus.TUPLES_OK:
+            raise error_from_result(answer)
+        assert answer.get_value(0, 0) == b"all", answer.get_value(0, 0)
 
 
 class BySequence:
@@ -235,9 +238,8 @@ class Stage:
 @asynccontextmanager
 async def connections(dsn: str, schema: str, count: int) -> AsyncIterator[list[Conn]]:
     options = f"-c search_path={schema} -c synchronous_commit=off"
-    keeps = None  # where the driver prepares, it forgets every prepared statement at a ROLLBACK, APPEND too
     opened = [
-        await psycopg.AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=keeps, options=options)
+        await psycopg.AsyncConnection.connect(dsn, autocommit=True, prepare_threshold=0, options=options)
         for _ in range(count)
     ]
     try:
