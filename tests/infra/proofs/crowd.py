@@ -32,7 +32,7 @@ from tests.spec import ANA, T0, document, line
 
 ROOT = Path(__file__).parents[3]
 ORDERS = UUID("3c1cb1b3-3f0e-4e37-9a59-3b7f3f2f9f0e")
-PATIENCE_S = 60
+PATIENCE_S = 90
 
 Fact = list[Any]
 """position, stream, version, name"""

@@ -26,6 +26,8 @@ POOLS = ("a", "b", "c", "d", "e")
 PLACES = 130
 PROCESSES, THREADS, REQUESTS = 4, 16, 12
 KILL_EVERY_S = 0.15
+KILLS_MAX, LOSSES_MAX = 50, 120
+"""So that a slow machine, too, gets through in the end."""
 SETUP_REPLIES = 6
 """Of a connection that is being made."""
 KILL_ONE = (
@@ -48,7 +50,8 @@ class LosesReplies(Proxy):
         carried = 0
         with suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                if carried > SETUP_REPLIES and self.chance.random() < self.rate:
+                loses = self.swallowed < LOSSES_MAX and self.chance.random() < self.rate
+                if carried > SETUP_REPLIES and loses:
                     self.swallowed += 1
                     break
                 carried += 1
@@ -80,7 +83,7 @@ def backends_killed(stored: InPostgres) -> Iterator[list[int]]:
 
     def kill() -> None:
         with stored.admin() as conn:
-            while not done.wait(KILL_EVERY_S):
+            while kills[0] < KILLS_MAX and not done.wait(KILL_EVERY_S):
                 row = conn.execute(KILL_ONE).fetchone()
                 kills[0] += 0 if row is None else int(row[0])
 
