@@ -14,8 +14,8 @@ from infra.readmodel import definitions, past, physical
 from projections.registry import PROJECTIONS
 from projections.rows import Engine, Table
 
-NOT_COPIED = frozenset({"migrations"})
-"""The target's own say what has been applied to it."""
+NOT_COPIED = frozenset({"migrations", "snapshots"})
+"""The target's own say what has been applied to it; snapshots are of an epoch that ends here."""
 TABLES = (
     "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::text::regnamespace AND relkind = 'r'"
 )
