@@ -11,7 +11,7 @@ WORKERS ?= 2
 # Runs of `make simulate`, two at a time: 500 are meant to take under five minutes.
 SEEDS ?= 100
 
-.PHONY: help install demo up test check simulate chaos test-servers bench bench-log format lock clean
+.PHONY: help install demo up test check simulate chaos proofs test-servers bench bench-log format lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -24,7 +24,7 @@ demo: install ## a real shop's year through the whole system (ARGS="--exit", ARG
 up: install ## start engines, API, relay and workers; one Ctrl-C stops them all
 	@$(BIN)/counterfoil up $(ARGS)
 
-test: install ## every test but chaos, servers and bench (ARGS="-k money")
+test: install ## every test but chaos, proofs, servers and bench (ARGS="-k money")
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: install ## style, types, the import law, and drift of the generated documents
@@ -39,6 +39,9 @@ simulate: install ## the whole system on one seeded loop, SEEDS=500 runs of it; 
 
 chaos: install ## kill, freeze and lie to real processes; the figures must not move
 	$(BIN)/pytest -m chaos $(ARGS)
+
+proofs: install ## the log's proofs in every order of six writers; the suite has those of four
+	$(BIN)/pytest -m proofs $(ARGS)
 
 test-servers: install ## the end-to-end tests against Apache Kafka and Debian's PostgreSQL (Java, Maven)
 	$(BIN)/pytest -m servers $(ARGS)

@@ -13,6 +13,7 @@ from api import analytics, audit, capacity, catalog, ordering, payments, problem
 from api.dependencies import API, Wall
 from infra.runtime import Runtime
 from infra.settings import Settings
+from infra.tenancy import Ledgers
 
 VERSION = "0.1.0"
 COMMANDS = (catalog.commands, capacity.commands, ordering.commands, payments.commands)
@@ -66,10 +67,8 @@ def queries_app(runtime: Runtime) -> FastAPI:
 def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        async with runtime.queries() as queries:
-            app.state.queries, app.state.handler = queries, runtime.handler()
+        async with Ledgers(runtime) as app.state.ledgers:
             yield
-            app.state.handler.log.close()
 
     app = FastAPI(
         title=title,

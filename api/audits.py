@@ -16,7 +16,7 @@ from rich.table import Table as Grid
 
 from api.stack import stack
 from infra.analytics import AnalyticsUnavailable
-from infra.audit.findings import AuditBusy
+from infra.audit.findings import AuditBusy, Verified
 from infra.audit.rebuild import SwitchContended, rebuild_all
 from infra.audit.state import StreamUnknown
 from infra.audit.state import state as state_of
@@ -25,6 +25,7 @@ from infra.engines.footprint import pss_bytes, tree
 from infra.ledger import DATABASE_FAULTS
 from infra.runtime import Runtime
 from infra.settings import Settings
+from infra.tenancy import strays
 from projections.registry import PROJECTIONS, UnknownProjection
 
 out = Console()
@@ -35,6 +36,7 @@ READY_S_MAX = 10.0
 """The API looks at each engine for 3 s at most."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, and nothing else there.")]
+Ledger = Annotated[str | None, typer.Option(help="Which ledger; the default one if left out.")]
 
 
 @contextmanager
@@ -59,32 +61,48 @@ def steps() -> Iterator[Callable[[str, int, int], None]]:
 
 def verify(
     tenant: Annotated[str | None, typer.Option(help="Only this tenant's share.")] = None,
+    ledger: Annotated[str | None, typer.Option(help="Only this one; all of them if left out.")] = None,
     as_json: Json = False,
 ) -> None:
     """Check the log, and every read model against it; changes nothing. Exit code 1 where something is wrong.
 
     Example: counterfoil verify
     """
-    with stack(Settings(), err.print) as system, steps() as tell:
-        found = asyncio.run(verify_all(system.runtime, tenant=tenant, progress=tell))
+    settings = Settings()
+    if tenant is not None:
+        ledger = ledger or settings.ledger_of(tenant)
+    names = settings.ledger_names if ledger is None else (settings.of_ledger(ledger).ledger,)
+    with stack(settings, err.print) as system:
+        found = {name: _verified(system.runtime.of_ledger(name), tenant) for name in names}
+    ok = all(each.ok for each in found.values())
     if as_json:
-        print(json.dumps(found.as_json(), default=str))  # noqa: T201
+        told = {name: each.as_json() for name, each in found.items()}
+        alone = told[names[0]] if len(names) == 1 else {"ok": ok, "ledgers": told}
+        print(json.dumps(alone, default=str))  # noqa: T201
     else:
-        for finding in found.findings:
-            out.print(f"{finding.what} ({finding.where}): {finding.do}", markup=False, soft_wrap=True)
-        for fact in found.parked:
-            out.print(
-                f"parked: {fact.projection} {fact.stream} at {fact.position}: {fact.reason}", markup=False
-            )
-        verdict = "everything agrees" if found.ok else f"{len(found.findings)} findings"
-        nothing = tenant is not None and not sum(found.rows.values())
-        of = f" (no row is {tenant}'s: is that its name?)" if nothing else ""
-        out.print(
-            f"{verdict}{of}: {found.head:,} positions, {sum(found.rows.values()):,} rows compared,"
-            f" {found.seconds:.1f} s",
-            highlight=False,
-        )
-    raise typer.Exit(0 if found.ok else 1)
+        for name, each in found.items():
+            _tell_verified(each, tenant, f"ledger {name}: " if len(names) > 1 else "")
+    raise typer.Exit(0 if ok else 1)
+
+
+def _verified(runtime: Runtime, tenant: str | None) -> Verified:
+    with steps() as tell:
+        return asyncio.run(verify_all(runtime, tenant=tenant, progress=tell))
+
+
+def _tell_verified(found: Verified, tenant: str | None, of_ledger: str) -> None:
+    for finding in found.findings:
+        out.print(f"{finding.what} ({finding.where}): {finding.do}", markup=False, soft_wrap=True)
+    for fact in found.parked:
+        out.print(f"parked: {fact.projection} {fact.stream} at {fact.position}: {fact.reason}", markup=False)
+    verdict = "everything agrees" if found.ok else f"{len(found.findings)} findings"
+    nothing = tenant is not None and not sum(found.rows.values())
+    of = f" (no row is {tenant}'s: is that its name?)" if nothing else ""
+    out.print(
+        f"{of_ledger}{verdict}{of}: {found.head:,} positions, {sum(found.rows.values()):,} rows compared,"
+        f" {found.seconds:.1f} s",
+        highlight=False,
+    )
 
 
 def rebuild(
@@ -95,17 +113,20 @@ def rebuild(
     accept_differences: Annotated[
         bool, typer.Option("--accept-differences", help="Switch although rows differ from those shown.")
     ] = False,
+    ledger: Ledger = None,
     as_json: Json = False,
 ) -> None:
     """Make read models anew from the log, compare them row by row, and switch to them.
 
     Example: counterfoil rebuild analytics --reason "checking"
     """
+    settings = Settings()
+    named = settings.of_ledger(ledger or settings.ledger).ledger
     names = projections or [projection.name for projection in PROJECTIONS]
-    with stack(Settings(), err.print) as system, steps() as tell:
+    with stack(settings, err.print) as system, steps() as tell:
         made = asyncio.run(
             rebuild_all(
-                system.runtime,
+                system.runtime.of_ledger(named),
                 names,
                 reason=reason,
                 accept_differences=accept_differences,
@@ -131,7 +152,7 @@ def state(
     Example: counterfoil state pool-84077 --tenant demo --at 5000
     """
     with stack(Settings(), err.print) as system:
-        found = asyncio.run(state_of(system.runtime, stream, tenant=tenant, at=at))
+        found = asyncio.run(state_of(system.runtime.of_tenant(tenant), stream, tenant=tenant, at=at))
     if as_json:
         print(json.dumps(found.as_json(), default=str))  # noqa: T201
     else:
@@ -146,34 +167,39 @@ def doctor(as_json: Json = False) -> None:
     with stack(Settings(), err.print) as system:
         ready = _ready(system.api)
         parked = asyncio.run(_parked(system.runtime))
+        elsewhere = _elsewhere(system.runtime.settings)
         pids = {"supervisor": system.running.pid, **system.running.children}
         memory = {
             name: pss_bytes({pid} if name == "supervisor" else tree(pid)) >> 20 for name, pid in pids.items()
         }
-    told = {"ready": ready, "parked": parked, "memory_mib": memory}
+    told = {"ready": ready, "parked": parked, "elsewhere": elsewhere, "memory_mib": memory}
     if as_json:
         print(json.dumps(told))  # noqa: T201
     else:
         _tell(told)
-    raise typer.Exit(0 if ready["status"] == "ready" else 1)
+    raise typer.Exit(0 if ready["status"] == "ready" and not elsewhere else 1)
 
 
 def _tell(told: dict[str, Any]) -> None:
     ready, parked = told["ready"], told["parked"]
-    if "projections" in ready:
+    for ledger in (ready, *ready["further_ledgers"]) if "projections" in ready else ():
+        if ready["further_ledgers"]:
+            out.print(f"ledger {ledger['ledger']}")
         grid = Grid("projection", "engine", "version", "complete through", "behind", "parked")
-        for each in ready["projections"]:
+        for each in ledger["projections"]:
             names = ("projection", "engine", "version", "complete_through", "lag", "parked")
             grid.add_row(*(str(each[name]) for name in names))
         out.print(grid)
         engines = ", ".join(
             f"{name} {'answers' if answers else 'DOES NOT ANSWER'}"
-            for name, answers in ready["engines"].items()
+            for name, answers in ledger["engines"].items()
         )
         out.print(
-            f"engines: {engines}; log at {ready['position']}, relayed through {ready['through']}",
+            f"engines: {engines}; log at {ledger['position']}, relayed through {ledger['through']}",
             soft_wrap=True,
         )
+        if ledger["closed"]:
+            out.print(f"closed: this ledger is {ledger['closed']}; see `counterfoil ledger move --help`")
     memory = ", ".join(f"{name} {mib}" for name, mib in told["memory_mib"].items())
     out.print(f"memory (MiB, PSS): {memory}", soft_wrap=True)
     if parked is None:
@@ -181,6 +207,13 @@ def _tell(told: dict[str, Any]) -> None:
     for fact in parked or ():
         out.print(
             f"parked: {fact['stream']} at {fact['position']} for {fact['projection']}: {fact['reason']}",
+            markup=False,
+            soft_wrap=True,
+        )
+    for stray in told["elsewhere"] or ():
+        out.print(
+            f"{stray['tenant']!r} has facts in ledger {stray['ledger']}, and is assigned to"
+            f" {stray['assigned']}: mend COUNTERFOIL_LEDGERS, then `counterfoil migrate`",
             markup=False,
             soft_wrap=True,
         )
@@ -197,11 +230,26 @@ def _ready(api: str) -> dict[str, Any]:
 
 
 async def _parked(runtime: Runtime) -> list[dict[str, Any]] | None:
-    """The oldest parked facts of all tenants; None where Postgres does not answer."""
-    ledger = runtime.ledger()
+    """The oldest parked facts of all tenants; None where a Postgres does not answer."""
+    found: list[dict[str, Any]] = []
+    for name in runtime.settings.ledger_names:
+        ledger = runtime.of_ledger(name).ledger()
+        try:
+            found += [{"ledger": name, **fact} for fact in await ledger.parked(PARKED_SHOWN)]
+        except DATABASE_FAULTS:
+            return None
+        finally:
+            await ledger.close()
+    return found
+
+
+def _elsewhere(settings: Settings) -> list[dict[str, str]] | None:
+    """Tenants with facts in a ledger that is not theirs; None where a Postgres does not answer."""
     try:
-        return await ledger.parked(PARKED_SHOWN)
+        found = strays(settings)
     except DATABASE_FAULTS:
         return None
-    finally:
-        await ledger.close()
+    return [
+        {"tenant": tenant, "ledger": ledger, "assigned": settings.ledger_of(tenant)}
+        for tenant, ledger in found
+    ]

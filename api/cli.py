@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 
-from api import audits
+from api import audits, moves
 from api import demo as shown
 from api.report import ReportUnavailable, report, wait_for
 from api.retail.file import BadFile, Invoice, read_invoices
@@ -36,6 +36,7 @@ from infra.engines.supervisor import Role, supervise
 from infra.migrate import MigrationChanged, migrate
 from infra.runtime import Runtime, collect_less_garbage, operator
 from infra.settings import BadSetting, Settings
+from infra.tenancy import BadAssignment, TenantElsewhere, at_home, settle
 
 PYTHON = sys.executable
 API_ANSWERS_S = 1.0
@@ -50,6 +51,7 @@ imports = typer.Typer(help="Feed a file through the commands.", no_args_is_help=
 reports = typer.Typer(help="Ask for figures, of every store at once.", no_args_is_help=True)
 app.add_typer(imports, name="import")
 app.add_typer(reports, name="report")
+app.add_typer(moves.app, name="ledger")
 
 err = Console(stderr=True)
 out = Console()
@@ -67,6 +69,7 @@ class Failed(Exception):
 
 
 EXPECTED = (
+    BadAssignment,
     BadSetting,
     BadFile,
     EngineFault,
@@ -74,7 +77,9 @@ EXPECTED = (
     LogUnavailable,
     MigrationChanged,
     ReportUnavailable,
+    TenantElsewhere,
     *audits.EXPECTED,
+    *moves.EXPECTED,
 )
 """What can go wrong with the user's input or machine; everything else is a bug, with its stack."""
 
@@ -95,18 +100,28 @@ def main() -> None:
 
 
 def prepare(settings: Settings) -> None:
-    """Both stores as this program wants them."""
-    migrate(settings)
-    Runtime(settings).clickhouse().define()
+    """Both stores of every ledger as this program wants them."""
+    for name in settings.ledger_names:
+        ledger = settings.of_ledger(name)
+        migrate(ledger)
+        Runtime(ledger).clickhouse().define()
+    settle(settings)
 
 
 def roles(settings: Settings) -> list[Role]:
+    """One API for all ledgers, and a relay, workers and a ticker for each."""
     return [
         Role("api", [PYTHON, "-m", "api.cli", "api"], ready=_answers),
-        Role("relay", [PYTHON, "-m", "streams.relay"]),
-        *(Role(f"worker-{n}", [PYTHON, "-m", "streams.app"]) for n in range(1, settings.workers + 1)),
-        Role("deadlines", [PYTHON, "-m", "streams.deadlines"]),
+        *(role for name in settings.ledger_names for role in _followers(settings, name)),
     ]
+
+
+def _followers(settings: Settings, ledger: str) -> Iterator[Role]:
+    of = "" if ledger == settings.ledger else f"-{ledger}"
+    yield Role(f"relay{of}", [PYTHON, "-m", "streams.relay", ledger])
+    for n in range(1, settings.workers + 1):
+        yield Role(f"worker{of}-{n}", [PYTHON, "-m", "streams.app", ledger])
+    yield Role(f"deadlines{of}", [PYTHON, "-m", "streams.deadlines", ledger])
 
 
 def _answers(addresses: Addresses) -> bool:
@@ -170,40 +185,42 @@ def api() -> None:
     )
 
 
-def _become(module: str) -> NoReturn:
-    os.execv(PYTHON, [PYTHON, "-m", module])
+def _become(module: str, ledger: str | None) -> NoReturn:
+    settings = Settings()
+    os.execv(PYTHON, [PYTHON, "-m", module, settings.of_ledger(ledger or settings.ledger).ledger])
 
 
 @app.command()
-def relay() -> None:
+def relay(ledger: audits.Ledger = None) -> None:
     """Carry facts from the log to the broker, as this process.
 
     Example: counterfoil relay
     """
-    _become("streams.relay")
+    _become("streams.relay", ledger)
 
 
 @app.command()
-def worker() -> None:
+def worker(ledger: audits.Ledger = None) -> None:
     """Keep read models and reactions up to date, as this process.
 
     Example: counterfoil worker
     """
-    _become("streams.app")
+    _become("streams.app", ledger)
 
 
 @app.command()
-def deadlines() -> None:
+def deadlines(ledger: audits.Ledger = None) -> None:
     """Issue commands when they are due, as this process.
 
     Example: counterfoil deadlines
     """
-    _become("streams.deadlines")
+    _become("streams.deadlines", ledger)
 
 
 @app.command("migrate")
 def migrate_() -> None:
-    """Bring Postgres and ClickHouse up to this program. Needs COUNTERFOIL_POSTGRES_DSN.
+    """Bring Postgres and ClickHouse up to this program, and tell every ledger which tenants it has. Needs
+    COUNTERFOIL_POSTGRES_DSN.
 
     Example: counterfoil migrate
     """
@@ -275,9 +292,10 @@ def _read(file: Path, until: date | None) -> list[Invoice]:
 
 
 def _import(system: Stack, invoices: list[Invoice], tenant: str, currency: str) -> Summary:
+    runtime = asyncio.run(at_home(system.runtime, tenant))
     with bar("recording", sum(len(invoice.lines) for invoice in invoices), "lines") as advance:
         return import_invoices(
-            system.runtime.handler(),
+            runtime.handler(),
             invoices,
             actor=operator(tenant, "import"),
             currency=currency,
@@ -285,7 +303,7 @@ def _import(system: Stack, invoices: list[Invoice], tenant: str, currency: str) 
         )
 
 
-def _catch_up(system: Stack) -> None:
+def _catch_up(system: Stack, tenant: str) -> None:
     with bar("read models", 100, "%") as advance:
         reached = 0
 
@@ -294,7 +312,7 @@ def _catch_up(system: Stack) -> None:
             advance(int(share * 100) - reached)
             reached = int(share * 100)
 
-        wait_for(system.api, system.runtime, show)
+        wait_for(system.api, system.runtime.of_tenant(tenant), show)
 
 
 def _tell_import(summary: Summary, file: Path) -> None:
@@ -328,7 +346,7 @@ def import_retail(
     with stack(Settings(), err.print) as system:
         summary = _import(system, invoices, tenant, currency)
         if wait:
-            _catch_up(system)
+            _catch_up(system, tenant)
     if as_json:
         print(json.dumps(summary.as_json()))  # noqa: T201
     _tell_import(summary, file)
@@ -351,7 +369,8 @@ def report_retail(
     """
     _check(tenant, currency)
     with stack(Settings(), err.print) as system:
-        found = report(system.api, system.runtime, tenant, currency, units or ["84077"])
+        runtime = system.runtime.of_tenant(tenant)
+        found = report(system.api, runtime, tenant, currency, units or ["84077"])
     if as_json:
         print(json.dumps(found, ensure_ascii=False))  # noqa: T201
     else:
@@ -381,9 +400,10 @@ def demo(
     with stack(Settings(), err.print) as system, Peak({system.running.pid, os.getpid()}) as peak:
         importing = time.monotonic()
         summary = _import(system, _read(shown.FILE, day), shown.TENANT, shown.CURRENCY)
-        _catch_up(system)
+        _catch_up(system, shown.TENANT)
         seconds = time.monotonic() - importing
-        found = report(system.api, system.runtime, shown.TENANT, shown.CURRENCY, ["84077"])
+        runtime = system.runtime.of_tenant(shown.TENANT)
+        found = report(system.api, runtime, shown.TENANT, shown.CURRENCY, ["84077"])
         peak.look()
         table = list(shown.rows(found, day))
         where = links(system.api, system.runtime.settings.api_token())

@@ -48,7 +48,7 @@ from commands.handling import (
 from commands.log import Busy
 from commands.memory import TooManyStreams
 from domain.facts import Recorded
-from infra.connection import LogUnavailable
+from infra.connection import LedgerMoved, LogUnavailable
 from infra.queries import (
     AT_LEAST_S,
     AT_LEAST_S_MAX,
@@ -59,6 +59,7 @@ from infra.queries import (
     Told,
 )
 from infra.runtime import Runtime, operator
+from infra.tenancy import Ledgers, TenantElsewhere
 
 API = "/api/v1"
 BODY_BYTES_MAX = 2 * 1024 * 1024
@@ -146,14 +147,9 @@ ALLOWED = [Depends(bearer), Depends(actor)]
 REFUSED_AT_THE_WALL = (Unauthorized, TenantUnnamed, InvalidRequest)
 
 
-def runtime_of(request: Request) -> Runtime:
-    runtime: Runtime = request.app.state.runtime
-    return runtime
-
-
-def queries_of(request: Request) -> Queries:
-    queries: Queries = request.app.state.queries
-    return queries
+def ledgers_of(request: Request) -> Ledgers:
+    ledgers: Ledgers = request.app.state.ledgers
+    return ledgers
 
 
 # ── positions ─────────────────────────────────────────────────────────────────────────────────────
@@ -226,9 +222,9 @@ async def asked(
         raise KeyMissing
     if not IDEMPOTENCY_KEY.fullmatch(key):
         raise BadKey(f"{len(key)} characters")
-    state = request.app.state
     response.headers["Cache-Control"] = "no-store"
-    return Asked(state.runtime, state.handler, by, key, await state.queries.epoch(), response)
+    ledger = await ledgers_of(request).of(by.tenant)
+    return Asked(ledger.runtime, ledger.handler, by, key, await ledger.queries.epoch(), response)
 
 
 AskedOnce = Annotated[Asked, Depends(asked)]
@@ -258,7 +254,7 @@ def commanded(
     return found | problems(
         *REFUSED_AT_THE_WALL,
         *(KeyMissing, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams, BodyTooLarge),
-        *(Busy, LogUnavailable, StoreUnavailable),
+        *(Busy, LogUnavailable, StoreUnavailable, LedgerMoved, TenantElsewhere),
         *refusals,
     )
 
@@ -325,7 +321,7 @@ async def asking(
         Query(description="A position: what would have been answered when the log ended there."),
     ] = None,
 ) -> Asking:
-    queries = queries_of(request)
+    queries = (await ledgers_of(request).of(by.tenant)).queries
     epoch = await queries.epoch()
     positions = [
         None if text is None else position_of(text, queries.ledger, epoch) for text in (at_least, as_of)
@@ -369,7 +365,7 @@ def answered(example: Any, *refusals: type[Exception]) -> dict[int | str, dict[s
     return found | problems(
         *REFUSED_AT_THE_WALL,
         *(PositionUnreadable, PositionOfAnotherLedger, PositionOfAnotherEpoch, PositionUnknown),
-        *(ProjectionBehind, StoreUnavailable),
+        *(ProjectionBehind, StoreUnavailable, LedgerMoved, TenantElsewhere),
         *refusals,
     )
 

@@ -17,8 +17,9 @@ from starlette.routing import Match
 from commands.handling import BadKey, KeyReused
 from commands.log import Busy
 from domain.refusals import Conflict, Forbidden, Invalid, NotFound, Refusal
-from infra.connection import LogUnavailable
+from infra.connection import LedgerMoved, LogUnavailable
 from infra.queries import Lag, PositionUnknown, ProjectionBehind, StoreUnavailable, StreamParked
+from infra.tenancy import TenantElsewhere
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -94,7 +95,7 @@ class PositionOfAnotherLedger(Problem):
 
 
 class PositionOfAnotherEpoch(Problem):
-    """The ledger was restored since; forget the position and read again without it."""
+    """The ledger was restored or moved since; forget the position and read again without it."""
 
     status = 409
 
@@ -125,6 +126,7 @@ STATUS: dict[type[Exception], int] = {
     StoreUnavailable: 503,
     ProjectionBehind: 503,
     StreamParked: 503,
+    TenantElsewhere: 503,
 }
 """The first that fits decides."""
 EDGE: tuple[type[Problem], ...] = (
@@ -145,9 +147,11 @@ EDGE: tuple[type[Problem], ...] = (
 FAULTS: tuple[type[Exception], ...] = (
     Busy,
     LogUnavailable,
+    LedgerMoved,
     StoreUnavailable,
     ProjectionBehind,
     StreamParked,
+    TenantElsewhere,
     PositionUnknown,
 )
 ABSTRACT = {Refusal, NotFound, Conflict, Invalid, Forbidden}

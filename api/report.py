@@ -86,12 +86,12 @@ def report(api: str, runtime: Runtime, tenant: str, currency: str, codes: Sequen
 
 
 def wait_for(api: str, runtime: Runtime, on_progress: Callable[[float], None]) -> None:
-    """Until both read models have all that the log has now; tells the share that they have."""
+    """Until both read models of a ledger have all that its log has now; tells the share that they have."""
     head = asyncio.run(_head(runtime))
     deadline = time.monotonic() + WAIT_S_MAX
     while time.monotonic() < deadline:
         ready = httpx.get(f"{api}/ready", timeout=30)
-        reached = _reached(ready.json()) if ready.status_code == httpx.codes.OK else 0
+        reached = _reached(ready.json(), runtime) if ready.status_code == httpx.codes.OK else 0
         on_progress(min(1.0, reached / max(head, 1)))
         if reached >= head:
             return
@@ -101,10 +101,12 @@ def wait_for(api: str, runtime: Runtime, on_progress: Callable[[float], None]) -
     )
 
 
-def _reached(ready: dict[str, Any]) -> int:
-    """The position up to which every projection is complete."""
-    through = int(ready["through"])
-    return min([through, *(int(each["complete_through"]) for each in ready["projections"])])
+def _reached(ready: dict[str, Any], runtime: Runtime) -> int:
+    """The position up to which every projection of the ledger is complete."""
+    ledgers = {each["ledger"]: each for each in (ready, *ready["further_ledgers"])}
+    mine = ledgers[runtime.settings.ledger]
+    through = int(mine["through"])
+    return min([through, *(int(each["complete_through"]) for each in mine["projections"])])
 
 
 async def _head(runtime: Runtime) -> int:

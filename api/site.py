@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import asdict
 from html import escape
@@ -14,8 +15,9 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from api.dependencies import queries_of
+from api.dependencies import ledgers_of
 from api.problems import InvalidRequest, RouteUnknown, catalogue, document, problems
+from infra.tenancy import Served
 
 PAGES = Path(str(resources.files("api").joinpath("pages")))
 SWAGGER = Path(fastapi_offline.__file__).with_name("static")
@@ -35,11 +37,13 @@ DOCS_HEADERS = {
 }
 READY = {
     "status": "ready",
+    "ledger": "0",
     "engines": {"postgres": True, "clickhouse": True, "kafka": True},
     "relay_active": True,
     "epoch": 1,
     "position": 8123,
     "through": 8123,
+    "closed": None,
     "parked": 0,
     "projections": [
         {
@@ -52,6 +56,7 @@ READY = {
             "parked": 0,
         }
     ],
+    "further_ledgers": [],
 }
 
 router = APIRouter()
@@ -74,36 +79,47 @@ async def health() -> dict[str, str]:
     responses={
         200: {"content": {"application/json": {"example": READY}}},
         503: {
-            "description": "The log's database does not answer: neither commands nor queries can be served.",
+            "description": "No log's database answers: neither commands nor queries can be served.",
             "content": {"application/json": {"example": {**READY, "status": "unavailable"}}},
         },
     },
 )
 async def ready(request: Request) -> JSONResponse:
-    """Whether requests can be served, and how far every projection is.
+    """Whether requests can be served, and how far every projection is: of the default ledger, and of each of
+    `further_ledgers` where there are any.
 
-    `ready`, or `degraded` when an engine is away, no relay runs or a fact is parked: what does not need it is
-    still answered. 503 only when the log's own database is away.
+    `ready`, or `degraded` when an engine is away, no relay runs, a fact is parked or a ledger moves: what
+    does not need it is still answered. 503 only when no log's database answers.
     """
-    queries = queries_of(request)
-    state = await queries.readiness()
+    served = await ledgers_of(request).every()
+    first, *further = await asyncio.gather(*(_standing(each) for each in served))
+    statuses = {each["status"] for each in (first, *further)}
+    status = statuses.pop() if len(statuses) == 1 else "degraded"
+    body = {**first, "status": status, "further_ledgers": further}
+    return JSONResponse(body, 503 if status == "unavailable" else 200, {"Cache-Control": "no-store"})
+
+
+async def _standing(served: Served) -> dict[str, Any]:
+    """Of one ledger."""
+    state = await served.queries.readiness()
     parked = sum(lag.parked for lag in state.lags) + state.reactions_parked
     status = "ready"
-    if not all(state.engines.values()) or not state.relay_active or parked:
+    if not all(state.engines.values()) or not state.relay_active or parked or state.closed:
         status = "degraded"
     if not state.engines["postgres"]:
         status = "unavailable"
-    body = {
+    return {
         "status": status,
+        "ledger": served.runtime.settings.ledger,
         "engines": state.engines,
         "relay_active": state.relay_active,
         "epoch": state.epoch,
         "position": state.position,
         "through": state.through,
+        "closed": state.closed,
         "parked": parked,
         "projections": [asdict(lag) for lag in state.lags],
     }
-    return JSONResponse(body, 503 if status == "unavailable" else 200, {"Cache-Control": "no-store"})
 
 
 @router.get("/openapi.json", include_in_schema=False)

@@ -88,6 +88,16 @@ def _until_up(home: Path, process: subprocess.Popen[bytes] | None, log: Path | N
     raise EngineFault(f"the system of {home} was not up after {START_S_MAX:.0f} s; see {home / 'logs'}")
 
 
+def joined(settings: Settings) -> Settings:
+    """With the engines of a system that runs in this home; as they are where none does."""
+    found = running(settings.home)
+    return settings if found is None else _pointed(_until_up(settings.home, None))
+
+
 def _stack(up: Running, *, own: bool) -> Stack:
+    return Stack(Runtime(_pointed(up)), up, own)
+
+
+def _pointed(up: Running) -> Settings:
     given = {name.removeprefix(PREFIX).lower(): value for name, value in environment(up).items()}
-    return Stack(Runtime(Settings(**given)), up, own)
+    return Settings(**given)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 from uuid import UUID, uuid5
 
 from commands.log import Append, Appended, Busy, Log, Outcome, Pending, Spent, Stale, Undone
-from commands.memory import Memory, Reading, S, Unloaded
+from commands.memory import Key, Memory, Reading, S, Unloaded, forms
 from domain.facts import KEY, Envelope, Event, Recorded
 from domain.refusals import Conflict, Forbidden, Invalid, Refusal
 from domain.values import Permission, Value
@@ -302,8 +302,7 @@ class Handler:
 
     def _prefetch(self, requests: Sequence[Ask]) -> None:
         """Load what the first step of every boundary needs, in one round trip for each tenant."""
-        wanted: dict[str, dict[str, int]] = {}
-        keys: dict[str, list[Any]] = {}
+        wanted: dict[str, dict[Key, None]] = {}
         readings: dict[str, Reading] = {}
         with self.lock:
             for request in requests:
@@ -313,14 +312,13 @@ class Handler:
                 try:
                     request.command.read(reading)
                 except Unloaded as unknown:
-                    keys.setdefault(tenant, []).extend(unknown.keys)
-                    wanted.setdefault(tenant, {}).update({key[1]: 0 for key in unknown.keys})
+                    wanted.setdefault(tenant, {}).update(dict.fromkeys(unknown.keys))
                 except Refusal:
                     continue
-        for tenant, streams in wanted.items():
-            facts = self.log.read(tenant, streams)
+        for tenant, keys in wanted.items():
+            recalled = self.log.recall(tenant, forms(keys))
             with self.lock:
-                readings[tenant].load(dict.fromkeys(keys[tenant]), facts)
+                readings[tenant].load(keys, recalled)
 
     # ── one command ───────────────────────────────────────────────────────────────────────────────
 
@@ -381,8 +379,8 @@ class Handler:
             try:
                 return command.read(reading)
             except Unloaded as unknown:
-                wanted = {stream: 0 for _, stream, _ in unknown.keys}
-                reading.load(unknown.keys, (yield partial(self.log.read, reading.tenant, wanted)))
+                wanted = forms(unknown.keys)
+                reading.load(unknown.keys, (yield partial(self.log.recall, reading.tenant, wanted)))
 
     def _hot(self, reading: Reading) -> set[str]:
         if not self.hot:

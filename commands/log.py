@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from commands.snapshots import Form, Recalled, Snapshot
 from domain.facts import Envelope, Event, Recorded
 
 
@@ -110,6 +111,17 @@ class Log(Protocol):
 
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         """The facts of each stream past a version, in order within each stream."""
+        ...
+
+    def recall(self, tenant: str, wanted: Mapping[str, Form | None]) -> Recalled:
+        """The facts of each stream that a state of this form still needs; without a form, all of them.
+
+        In one round trip, but for a snapshot that was spoilt.
+        """
+        ...
+
+    def keep(self, tenant: str, take: Callable[[], Snapshot | None]) -> None:
+        """Take a snapshot and keep it, when there is time; or never. Nobody waits, nobody is told."""
         ...
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Pending:

@@ -11,12 +11,16 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar, cast
+from functools import partial
+from typing import TypeVar, cast
 
+from commands import snapshots
 from commands.log import Log, Pending
+from commands.snapshots import Form, Recalled, State, form_of
 from domain.facts import Event, Recorded
 from domain.refusals import Invalid
 
+EPOCH_UNKNOWN = 0
 STREAMS_MAX = 2_000
 """Streams in one boundary: each is checked while the head row is locked."""
 REMEMBERED_MAX = 20_000
@@ -26,12 +30,6 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 
 class TooManyStreams(Invalid):
     """The command would read more streams than one command may."""
-
-
-class State(Protocol):
-    """Mutable while it is folded, read-only to `decide`; holds what some rule reads and no more."""
-
-    def apply(self, event: Event) -> None: ...
 
 
 S = TypeVar("S", bound=State)
@@ -101,7 +99,7 @@ class Memory:
     def __init__(self, size_max: int = REMEMBERED_MAX) -> None:
         self.size_max = size_max
         self.states: OrderedDict[Key, Remembered] = OrderedDict()
-        self.epoch = 0
+        self.epoch = EPOCH_UNKNOWN
         """Of the ledger whose states they are."""
 
     def enter(self, epoch: int) -> None:
@@ -122,6 +120,14 @@ class Memory:
             self.states.popitem(last=False)
 
 
+def forms(keys: Iterable[Key]) -> dict[str, Form | None]:
+    """How each stream is to be recalled; one that is folded into two states, from its beginning."""
+    found: dict[str, Form | None] = {}
+    for _, stream, state in keys:
+        found[stream] = None if stream in found else form_of(state)
+    return found
+
+
 @dataclass(slots=True)
 class Reading:
     """One command's boundary: every state handed out, from memory where memory has it."""
@@ -132,7 +138,7 @@ class Reading:
     held: dict[str, list[Remembered]] = field(default_factory=dict)
     loaded: dict[Key, Remembered] = field(default_factory=dict)
     """What this command had to load: its own, should memory be too small to keep it."""
-    epoch: int = 0
+    epoch: int = EPOCH_UNKNOWN
     """In which all of it was read."""
 
     def __call__(self, stream: str, state: type[S]) -> S:
@@ -182,18 +188,39 @@ class Reading:
     def claim(self, kind: str, value: str) -> str:
         return self.log.claim(self.tenant, kind, value)
 
-    def load(self, keys: Iterable[Key], facts: Iterable[Recorded]) -> None:
-        """Remember what these facts fold to; a state that came into memory meanwhile stays. Memory has no use
-        for what was read before the ledger was restored."""
+    def load(self, keys: Iterable[Key], recalled: Recalled) -> None:
+        """Remember what this folds to; a state that came into memory meanwhile stays. Memory has no use for
+        what was read in another epoch than its own."""
+        if self.epoch == EPOCH_UNKNOWN:
+            self.memory.enter(recalled.epoch)
+            self.epoch = recalled.epoch
         by_stream: dict[str, list[Remembered]] = {}
         for key in keys:
             remembered = self.loaded[key] = Remembered(key, key[2]())
+            if base := recalled.bases.get(key[1]):
+                remembered.state, remembered.version = base.state, base.snapshot.version
+                remembered.at = base.snapshot.at
             by_stream.setdefault(key[1], []).append(remembered)
-            if key not in self.memory.states and self.epoch == self.memory.epoch:
+            if key not in self.memory.states and self.epoch == self.memory.epoch == recalled.epoch:
                 self.memory.keep(key, remembered)
-        for fact in facts:
+        folded: dict[str, list[Recorded]] = {}
+        for fact in recalled.facts:
+            folded.setdefault(fact.stream, []).append(fact)
             for remembered in by_stream[fact.stream]:
                 remembered.fold(fact)
+        for stream, facts in folded.items():
+            if len(facts) >= snapshots.FOLD_FACTS_MIN:
+                self._take(by_stream[stream], facts, recalled)
+
+    def _take(self, states: Sequence[Remembered], facts: Sequence[Recorded], recalled: Recalled) -> None:
+        """Keep what was dear to fold, off the way of whoever waits for it."""
+        _, stream, state = states[0].key
+        form = forms(each.key for each in states)[stream]
+        if form is not None:
+            base = recalled.bases.get(stream)
+            before = None if base is None else base.snapshot
+            take = partial(snapshots.taken, stream, state, form, before, facts, recalled.epoch)
+            self.log.keep(self.tenant, take)
 
     def begin(self) -> None:
         """Read anew, in the present epoch."""

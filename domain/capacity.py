@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 from heapq import heappop, heappush
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -124,6 +124,9 @@ class Hold:
 @dataclass(slots=True)
 class Pool:
     """What a decision needs to know about a pool."""
+
+    snapshot_name: ClassVar[str] = "capacity.pool"
+    snapshot_version: ClassVar[int] = 1
 
     open: bool = False
     capacity: int | None = None

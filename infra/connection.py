@@ -28,6 +28,10 @@ class LogUnavailable(Exception):
     """A fault: the database could not be reached. What was sent may or may not be recorded; the key tells."""
 
 
+class LedgerMoved(LogUnavailable):
+    """A fault: this ledger moves, or has moved, to another database. Send it again later, under its key."""
+
+
 class Statement:
     """Prepared once a connection and sent without the driver's cursor: half of the processor time.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -18,11 +18,13 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.sql import SQL, Identifier
 
 from commands.log import Append, Appended, Outcome, Overloaded, Pending, Spent, Stale, Undone
+from commands.snapshots import Base, Form, Recalled, Snapshot
 from domain.facts import Envelope, Recorded
 from infra.connection import Connection, LogUnavailable
-from infra.groupcommit import EPOCH_UNKNOWN, Asked, Group, Newer, Ticket, Verdict
+from infra.groupcommit import Asked, Group, Newer, Ticket, Verdict
 from infra.mapper import envelope_json, instant, microseconds, recorded_of, rest_of, split
 from infra.reads import Reads
+from infra.snapshots import Snapshots, base_of
 from infra.turns import Turns
 
 LIBRARY_ACTOR = "eventsourcing"
@@ -32,7 +34,6 @@ LIBRARY_TENANT = "eventsourcing"
 EVENTS = "stored_events"
 """A ledger's table by its library name, and the channel on which the library's subscriptions listen."""
 
-EPOCH = "SELECT epoch FROM head"
 RECORDED = "SELECT stream, version, pos, topic, state FROM read_recorded(%b, %b, %b)"
 SPENT = "SELECT spent_digest, last_position, fact_count FROM spent_key(%b, %b, %b)"
 
@@ -91,6 +92,7 @@ class PostgresLog:
         self.connection = Connection(dsn, schema)
         self.group = Group(Connection(dsn, schema), (schema, EVENTS), stamped=True)
         self.reads, self.turns = Reads(self.connection), Turns(dsn, schema)
+        self.snapshots = Snapshots(dsn, schema)
         self.claim_key = claim_key
 
     @property
@@ -100,10 +102,28 @@ class PostgresLog:
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         if not after:
             return []
-        if self.epoch == EPOCH_UNKNOWN:  # known before the first fact is: a restore after it is noticed
-            row = self.connection.retrying(lambda conn: conn.execute(EPOCH).fetchone())
-            self.group.learn(cast(tuple[int], row)[0])
         return [recorded_of(tenant, *row) for row in self.reads.read(tenant, after)]
+
+    def recall(self, tenant: str, wanted: Mapping[str, Form | None]) -> Recalled:
+        epoch, rows = self.reads.recall(tenant, wanted)
+        self.group.learn(epoch)
+        bases: dict[str, Base] = {}
+        facts: list[Recorded] = []
+        spoilt: dict[str, int] = {}
+        for row in rows:
+            stream, *_, name, _ = row
+            form = wanted[stream]
+            if form is None or name:
+                if stream not in spoilt:
+                    facts.append(recorded_of(tenant, *row))
+            elif base := base_of(tenant, form, epoch, row):
+                bases[stream] = base
+            else:
+                spoilt[stream] = 0
+        return Recalled(epoch, bases, facts + self.read(tenant, spoilt))
+
+    def keep(self, tenant: str, take: Callable[[], Snapshot | None]) -> None:
+        self.snapshots.keep(tenant, take)
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> LogTicket:
         pending, envelope = LogTicket(append), append.envelope
@@ -151,6 +171,7 @@ class PostgresLog:
     def close(self) -> None:
         self.group.close()
         self.turns.close()
+        self.snapshots.close()
         self.connection.close()
 
     def _facts(self, tenant: str, query: str, arguments: Sequence[Any]) -> list[Recorded]:

@@ -20,7 +20,7 @@ import psycopg
 
 from commands.log import Overloaded
 from infra.arrays import Array, Blobs, Bools, Ints4, Ints8, Texts
-from infra.connection import Connection, Statement
+from infra.connection import Connection, LedgerMoved, Statement
 
 BATCH_FACTS_MAX = 500
 """Of a batch, as far as whole commands allow; a larger command goes alone."""
@@ -35,6 +35,8 @@ NOTIFY_LATE_S = 0.1
 NOTIFY_AGAIN_S = 1.0
 """After a database that did not answer: the eventsourcing library's subscriptions look only when told."""
 EPOCH_UNKNOWN = 0
+CLOSED = "CF001"
+"""What a closed ledger refuses to record with: infra/migrations/0004_ledgers.sql."""
 
 INT4, INT8, BOOL = 23, 20, 16
 PARAMETERS = (
@@ -351,7 +353,12 @@ class Group:
 
     def _call(self, arguments: Sequence[bytes]) -> list[tuple[Any, ...]]:
         began = time.monotonic()
-        rows = self.connection.retrying(lambda conn: APPEND.rows(conn, arguments))
+        try:
+            rows = self.connection.retrying(lambda conn: APPEND.rows(conn, arguments))
+        except psycopg.DatabaseError as refused:
+            if refused.diag.sqlstate != CLOSED:
+                raise
+            raise LedgerMoved("the ledger is closed") from refused
         self.took_s = time.monotonic() - began
         return rows
 

@@ -27,6 +27,7 @@ LEASE_S = 5.0
 DATABASE_FAULTS = (psycopg.OperationalError, psycopg.InterfaceError)
 """The database went away; worth waiting for."""
 
+HEAD = "SELECT position, epoch, closed IS NOT DISTINCT FROM 'moved' FROM head"
 FACTS = (
     "SELECT notification_id, originator_id, originator_version, topic, state FROM stored_events"
     " WHERE notification_id > %b AND notification_id <= %b"
@@ -52,6 +53,8 @@ async def connect(dsn: str, schema: str) -> psycopg.AsyncConnection[Any]:
 class Head:
     position: int
     epoch: int
+    moved: bool = False
+    """To another database: whoever still follows this one has to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Ledger:
 
     async def head(self) -> Head:
         conn = await self.open()
-        row = await (await conn.execute("SELECT position, epoch FROM head")).fetchone()
+        row = await (await conn.execute(HEAD)).fetchone()
         assert row is not None
         return Head(*row)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from commands.log import Append, Appended, Outcome, Pending, Settled, Spent, Stale
+from commands.snapshots import Base, Form, Recalled, Snapshot
 from domain.facts import Envelope, Recorded
 from infra.mapper import TIME, envelope_json, microseconds, recorded_of, rest_of
 
@@ -20,6 +21,8 @@ class MemoryLog:
         """(tenant, stream, version, name, state); the position is the index + 1."""
         self.streams: dict[tuple[str, str], list[int]] = {}
         self.keys: dict[tuple[str, str, str], Spent] = {}
+        self.snapshots: dict[tuple[str, str, str], Snapshot] = {}
+        """By tenant, stream and the form's name."""
         self.at_us = 0
         self.epoch = 1
         self.lock = threading.RLock()
@@ -31,6 +34,37 @@ class MemoryLog:
                 for stream, version in sorted(after.items())
                 for position in self.streams.get((tenant, stream), [])[version:]
             ]
+
+    def recall(self, tenant: str, wanted: Mapping[str, Form | None]) -> Recalled:
+        with self.lock:
+            bases = {
+                stream: base for stream, form in wanted.items() if (base := self._base(tenant, stream, form))
+            }
+            after = {stream: bases[stream].snapshot.version if stream in bases else 0 for stream in wanted}
+            return Recalled(self.epoch, bases, self.read(tenant, after))
+
+    def _base(self, tenant: str, stream: str, form: Form | None) -> Base | None:
+        kept = None if form is None else self.snapshots.get((tenant, stream, form.name))
+        if form is None or kept is None or not self.believes(tenant, kept, form):
+            return None
+        state = form.read(kept.written)
+        return None if state is None else Base(state, kept)
+
+    def believes(self, tenant: str, kept: Snapshot, form: Form) -> bool:
+        """Of this epoch and this form, and folded to a fact that is still in that place."""
+        place = self.streams.get((tenant, kept.stream), [])[kept.version - 1 : kept.version]
+        return kept.epoch == self.epoch and kept.form.shape == form.shape and place == [kept.position]
+
+    def keep(self, tenant: str, take: Callable[[], Snapshot | None]) -> None:
+        snapshot = take()
+        if snapshot is None or snapshot.epoch != self.epoch:
+            return
+        mine = (tenant, snapshot.stream, snapshot.form.name)
+        with self.lock:
+            kept = self.snapshots.get(mine)
+            if kept and kept.version > snapshot.version and self.believes(tenant, kept, snapshot.form):
+                return
+            self.snapshots[mine] = snapshot
 
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Settled:
         return Settled(self.append(append))

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from infra.readmodel import define
-from infra.settings import BadSetting, Role, Settings
+from infra.settings import Role, Settings
 from projections.registry import PROJECTIONS
 
 LOCK = 0x436F756E746572
@@ -57,9 +57,7 @@ def schema_of(settings: Settings) -> str:
 
 
 def admin_dsn(settings: Settings) -> str:
-    if settings.postgres_dsn is None:
-        raise BadSetting("COUNTERFOIL_POSTGRES_DSN is not set: migrations need an administrative address")
-    return settings.postgres_dsn
+    return settings.admin_dsn("migrations need an administrative address")
 
 
 def _roles(conn: psycopg.Connection[tuple[object, ...]], settings: Settings) -> None:

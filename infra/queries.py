@@ -25,6 +25,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from domain.values import Value
 from infra.analytics import AnalyticsUnavailable, ClickHouse
+from infra.connection import LedgerMoved
 from infra.ledger import CONNECT_S_MAX, DATABASE_FAULTS, Place
 from infra.readmodel import past, physical
 from projections.registry import projection_named, projections_in
@@ -44,6 +45,7 @@ QUERY_S_MAX = 15
 POSTGRES_CONNECTIONS_MAX = 8
 CLICKHOUSE_CLIENTS = 3
 """And one that looks at progress: the embedded server runs four queries at once."""
+MOVED = "moved"
 SAMPLES_MAX = 900
 """One a second: for a quarter of an hour back it is known when the log reached a position."""
 
@@ -53,7 +55,7 @@ log = logging.getLogger("counterfoil.queries")
 TENANT = "SELECT set_config('counterfoil.tenant', %s, true)"
 """For this transaction only: row-level security shows no other tenant's rows."""
 DESK = """
-SELECT h.position, h.epoch, r.through, r.lease_until > clock_timestamp(),
+SELECT h.position, h.epoch, h.closed, r.through, r.lease_until > clock_timestamp(),
   (SELECT coalesce(json_agg(json_build_array(topic, partition, last_position)), '[]') FROM relay_head
     WHERE starts_with(topic, %s)),
   (SELECT coalesce(json_agg(json_build_array(engine, name, version)), '[]') FROM projections),
@@ -114,6 +116,8 @@ class Desk:
     marks: dict[tuple[str, str, int, str, int], int]
     parked: dict[tuple[str, str, str], int]
     """Facts by (engine, projection, tenant)."""
+    closed: str | None = None
+    """'moving' while the ledger is copied to another database; 'moved' when it is there."""
 
     def version(self, engine: Engine, name: str) -> int:
         return self.versions.get((engine, name), 1)
@@ -205,6 +209,7 @@ class Readiness:
     epoch: int = 0
     position: int = 0
     through: int = 0
+    closed: str | None = None
     lags: list[Lag] = field(default_factory=list)
     reactions_parked: int = 0
 
@@ -386,8 +391,11 @@ class Queries:
             raise StoreUnavailable("postgres") from lost
 
     async def epoch(self) -> int:
-        """Of the ledger; a restore raises it. Raises StoreUnavailable."""
-        return (await self.desk.recent()).epoch
+        """Of the ledger; a restore or a move raises it. Raises StoreUnavailable, LedgerMoved."""
+        desk = await self.desk.recent()
+        if desk.closed == MOVED:
+            raise LedgerMoved("the settings still point at where it was")
+        return desk.epoch
 
     async def lags(self) -> list[Lag]:
         """Of every projection in every engine that answers."""
@@ -410,7 +418,14 @@ class Queries:
         parked = sum(facts for (engine, _, _), facts in desk.parked.items() if engine == "reaction")
         lags = await self.lags()
         return Readiness(
-            engines, desk.relay_active, desk.epoch, desk.position, desk.through, lags, reactions_parked=parked
+            engines,
+            desk.relay_active,
+            desk.epoch,
+            desk.position,
+            desk.through,
+            desk.closed,
+            lags,
+            reactions_parked=parked,
         )
 
     # ── how far ───────────────────────────────────────────────────────────────────────────────────
@@ -470,7 +485,7 @@ class Queries:
         async with self.pool.connection(timeout=LOOK_S_MAX) as conn:
             row = await (await conn.execute(DESK, (f"counterfoil.{self.ledger}.",))).fetchone()
         assert row is not None
-        position, epoch, through, relay_active, heads, versions, marks, parked = row
+        position, epoch, closed, through, relay_active, heads, versions, marks, parked = row
         now = asyncio.get_running_loop().time()
         if not self.samples or now - self.samples[-1][0] >= IDLE_S:
             self.samples.append((now, position))
@@ -483,6 +498,7 @@ class Queries:
             versions={(engine, name): version for engine, name, version in versions},
             marks={tuple(key): position for *key, position in marks},
             parked={tuple(key): facts for *key, facts in parked},
+            closed=closed,
         )
 
     async def _look_at_progress(self) -> Marks:

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
-from infra.arrays import Ints8, Texts
+from commands.snapshots import Form
+from infra.arrays import Blobs, Ints8, Texts
 from infra.connection import Connection
-from infra.groupcommit import Newer
+from infra.groupcommit import EPOCH_UNKNOWN, Newer
 
 STREAMS_MAX = 2_000
 """Of one round trip, as far as whole callers allow."""
-READ = "SELECT stream, version, pos, topic, state FROM read_streams(%b, %b, %b)"
+READ = "SELECT stream, version, pos, topic, state FROM read_states(%b, %b, %b, %b, %b)"
 
 
 def _shut() -> threading.Lock:
@@ -30,8 +31,11 @@ def _shut() -> threading.Lock:
 class Wanted:
     tenant: str
     after: Mapping[str, int]
+    forms: Mapping[str, Form | None] = field(default_factory=dict)
+    """Of those streams that a snapshot will do for."""
     gate: threading.Lock = field(default_factory=_shut)
     """Opens when it is answered, or when it is this caller's turn to read."""
+    epoch: int = EPOCH_UNKNOWN
     rows: list[Newer] | None = None
     error: Exception | None = None
 
@@ -45,7 +49,15 @@ class Reads:
 
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Newer]:
         """Each stream's facts past a version, by stream and version."""
-        mine = Wanted(tenant, after)
+        return cast(list[Newer], self._read(Wanted(tenant, after)).rows)
+
+    def recall(self, tenant: str, forms: Mapping[str, Form | None]) -> tuple[int, list[Newer]]:
+        """The epoch; and for each stream its snapshot in this form, which is a row without a name, and the
+        facts after it. Without a snapshot, or a form, all facts."""
+        found = self._read(Wanted(tenant, dict.fromkeys(forms, 0), forms))
+        return found.epoch, cast(list[Newer], found.rows)
+
+    def _read(self, mine: Wanted) -> Wanted:
         with self.lock:
             self.queue.append(mine)
             mine_to_read, self.busy = not self.busy, True
@@ -55,7 +67,7 @@ class Reads:
             self._lead(mine)
         if mine.error is not None:
             raise mine.error
-        return cast(list[Newer], mine.rows)
+        return mine
 
     def _lead(self, mine: Wanted) -> None:
         """Answer those who wait, this caller first, and hand on."""
@@ -84,13 +96,26 @@ class Reads:
 
     def _answer(self, tenant: str, asked: Sequence[Wanted]) -> None:
         after: dict[str, int] = {}
+        forms: dict[str, Form | None] = {}
         for each in asked:
             for stream, version in each.after.items():
+                form = each.forms.get(stream)
+                forms[stream] = (
+                    form if forms.get(stream, form) is form else None
+                )  # all want it, or nobody gets it
                 after[stream] = min(version, after.get(stream, version))
-        arguments = (tenant, Texts(list(after)), Ints8(list(after.values())))
-        rows = self.connection.retrying(
+        arguments = (
+            tenant,
+            Texts(list(after)),
+            Ints8(list(after.values())),
+            Texts([form and form.name for form in forms.values()]),
+            Blobs([form and form.shape for form in forms.values()]),
+        )
+        (_, epoch, *_), *rows = self.connection.retrying(
             lambda conn: cast(list[Newer], conn.execute(READ, arguments, binary=True).fetchall())
         )
+        for each in asked:
+            each.epoch = epoch
         if len(asked) == 1:
             asked[0].rows = rows
             return

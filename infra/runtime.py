@@ -7,8 +7,9 @@ import contextlib
 import gc
 import logging
 import signal
+import sys
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 
@@ -34,10 +35,18 @@ def now() -> datetime:
 
 @dataclass(frozen=True)
 class Runtime:
-    """Everything a role needs, made when first asked for."""
+    """Everything a role needs of one ledger, made when first asked for."""
 
     settings: Settings
     clock: Callable[[], datetime] = field(default=now)
+
+    def of_ledger(self, name: str) -> Runtime:
+        """The same installation's, of another ledger. Raises BadSetting."""
+        return replace(self, settings=self.settings.of_ledger(name))
+
+    def of_tenant(self, tenant: str) -> Runtime:
+        """The ledger that the settings assign the tenant to."""
+        return self.of_ledger(self.settings.ledger_of(tenant))
 
     @property
     def schema(self) -> str:
@@ -89,14 +98,17 @@ def collect_less_garbage() -> None:
 
 
 def run_role(name: str, main: Callable[[Runtime], Awaitable[None]]) -> None:
-    """Run one role of the system as this process, until SIGTERM or SIGINT."""
+    """Run one role of the system as this process, until SIGTERM or SIGINT: for the ledger that the first
+    argument names, the default one without."""
     logging.basicConfig(level=logging.INFO, format=f"%(asctime)s {name} %(levelname)s %(name)s: %(message)s")
 
     collect_less_garbage()
     logging.getLogger("kafka").setLevel(logging.WARNING)  # it tells of every attempt, nine a second
 
     async def until_told() -> None:
-        task = asyncio.ensure_future(main(Runtime(Settings())))
+        settings = Settings()
+        runtime = Runtime(settings.of_ledger(sys.argv[1] if len(sys.argv) > 1 else settings.ledger))
+        task = asyncio.ensure_future(main(runtime))
         loop = asyncio.get_running_loop()
         for told in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(told, task.cancel)

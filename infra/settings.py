@@ -3,15 +3,27 @@
 import contextlib
 import hashlib
 import hmac
+import json
 import os
 import secrets
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "COUNTERFOIL_"
 SECRET_CHARS_MIN = 32  # 16 bytes in hex, the least that cannot be guessed
@@ -27,7 +39,7 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
-def _postgres_url(text: str) -> str:
+def postgres_url(text: str) -> str:
     if urlsplit(text).scheme not in {"postgresql", "postgres"} or not urlsplit(text).path.strip("/"):
         raise ValueError("write it as postgresql://user:password@host:5432/database")
     return text
@@ -62,11 +74,52 @@ def _long_enough(secret: SecretStr) -> SecretStr:
     return secret
 
 
-PostgresUrl = Annotated[str, AfterValidator(_postgres_url)]
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a name come twice, and the last one win: a ledger's tenants would be somebody else's."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice; put what belongs to it together")
+    return found
+
+
+def _json(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given, object_pairs_hook=_unique)
+    except json.JSONDecodeError as broken:
+        raise ValueError(f"not JSON at character {broken.pos + 1}; write it as {LEDGERS_EXAMPLE}") from None
+
+
+LEDGERS_EXAMPLE = '{"eu": {"tenants": ["acme", "bolt"]}}'
+LEDGER_PATTERN = r"^[a-z0-9_]{1,40}$"
+LedgerName = Annotated[str, StringConstraints(pattern=LEDGER_PATTERN)]
+TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+PostgresUrl = Annotated[str, AfterValidator(postgres_url)]
 ClickHouseUrl = Annotated[str, AfterValidator(_clickhouse_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
+
+
+class LedgerSettings(BaseModel):
+    """One further ledger: whose facts it holds, and its Postgres where that is not the installation's.
+
+    With any address of its own it has none of the installation's.
+    """
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    tenants: frozenset[TenantName]
+    postgres_dsn: PostgresUrl | None = Field(default=None, repr=False)
+    postgres_owner_dsn: PostgresUrl | None = Field(default=None, repr=False)
+    postgres_app_dsn: PostgresUrl | None = Field(default=None, repr=False)
+    postgres_worker_dsn: PostgresUrl | None = Field(default=None, repr=False)
+
+    @property
+    def addresses(self) -> dict[str, str | None]:
+        found = self.model_dump(exclude={"tenants"})
+        return found if any(found.values()) else {}
 
 
 class Settings(BaseSettings):
@@ -100,7 +153,8 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=0, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
-    ledger: str = Field(default="0", pattern=r"^[a-z0-9_]{1,40}$")
+    ledger: LedgerName = "0"
+    ledgers: Annotated[dict[LedgerName, LedgerSettings], NoDecode, BeforeValidator(_json)] = {}
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -111,6 +165,50 @@ class Settings(BaseSettings):
                 "\n".join(_sentence(each["loc"], each["msg"]) for each in error.errors())
             ) from None
 
+    @field_validator("ledgers")
+    @classmethod
+    def _each_tenant_once(
+        cls, ledgers: dict[str, LedgerSettings], others: ValidationInfo
+    ) -> dict[str, LedgerSettings]:
+        if others.data.get("ledger") in ledgers:
+            raise ValueError(
+                f"{others.data['ledger']!r} is the default ledger, COUNTERFOIL_LEDGER, and has every tenant"
+                " that no other one has; leave it out here"
+            )
+        homes: dict[str, str] = {}
+        for name, ledger in ledgers.items():
+            for tenant in sorted(ledger.tenants):
+                if (home := homes.setdefault(tenant, name)) != name:
+                    raise ValueError(
+                        f"tenant {tenant!r} is in {home!r} and in {name!r}; leave it where its facts are"
+                    )
+        return ledgers
+
+    # ── ledgers ───────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def ledger_names(self) -> tuple[str, ...]:
+        """Of an installation: the default ledger, then the others."""
+        return (self.ledger, *self.ledgers)
+
+    def ledger_of(self, tenant: str) -> str:
+        """Where an installation keeps this tenant's facts."""
+        return next((name for name, each in self.ledgers.items() if tenant in each.tenants), self.ledger)
+
+    def of_ledger(self, name: str) -> Self:
+        """The installation as that ledger sees it: `ledger` and the Postgres addresses are its own."""
+        if name == self.ledger:
+            return self
+        if name not in self.ledgers:
+            known = ", ".join(self.ledger_names)
+            raise BadSetting(f"COUNTERFOIL_LEDGERS: no ledger is named {name!r}; there are: {known}")
+        return self.model_copy(update={"ledger": name, **self.ledgers[name].addresses})
+
+    def holds(self, tenant: str) -> bool:
+        """Whether `ledger` is where this tenant belongs. Those that begin with _ are each ledger's own."""
+        homes = [name for name, each in self.ledgers.items() if tenant in each.tenants]
+        return tenant.startswith("_") or (self.ledger in homes if homes else self.ledger not in self.ledgers)
+
     def role_dsn(self, role: Role) -> str:
         """A database role's URL: the one given for it, else `postgres_dsn` with its name and password."""
         given = {
@@ -120,13 +218,17 @@ class Settings(BaseSettings):
         }
         if explicit := given[role]:
             return explicit
-        if self.postgres_dsn is None:
-            raise BadSetting(
-                "COUNTERFOIL_POSTGRES_DSN is not set: set it, or run `counterfoil up`, which brings one"
-            )
-        url = urlsplit(self.postgres_dsn)
+        url = urlsplit(self.admin_dsn("set it, or run `counterfoil up`, which brings one"))
         host = url.netloc.rpartition("@")[2]
         return urlunsplit(url._replace(netloc=f"counterfoil_{role}:{self.role_password(role)}@{host}"))
+
+    def admin_dsn(self, advice: str) -> str:
+        """The administrative address. Raises BadSetting."""
+        if self.postgres_dsn is None:
+            within = f"COUNTERFOIL_LEDGERS: {self.ledger}.postgres_dsn"
+            name = within if self.ledger in self.ledgers else "COUNTERFOIL_POSTGRES_DSN"
+            raise BadSetting(f"{name} is not set: {advice}")
+        return self.postgres_dsn
 
     def role_password(self, role: Role) -> str:
         return self._derived(f"postgres/{role}")
@@ -162,7 +264,9 @@ class Settings(BaseSettings):
 def _sentence(location: tuple[int | str, ...], message: str) -> str:
     field = str(location[0]).upper() if location else "SETTINGS"
     name = field if field.startswith(PREFIX) else f"{PREFIX}{field}"
-    return f"{name}: {message.removeprefix('Value error, ')} (see .env.example)"
+    within = ".".join(str(step) for step in location[1:] if step != "[key]")
+    where = f"{name}: {within}: " if within else f"{name}: "
+    return f"{where}{message.removeprefix('Value error, ')} (see .env.example)"
 
 
 def _kept(directory: Path, name: str) -> str:

@@ -22,7 +22,7 @@ import mode
 
 from commands.log import Busy
 from infra.analytics import AnalyticsUnavailable, ClickHouseSink
-from infra.connection import LogUnavailable
+from infra.connection import LedgerMoved, LogUnavailable
 from infra.ledger import DATABASE_FAULTS, Ledger
 from infra.readmodel import PostgresSink
 from infra.runtime import Runtime, run_role
@@ -247,9 +247,11 @@ async def filled_broker(ledger: Ledger) -> str:
 
 
 async def while_filled(ledger: Ledger, broker: str) -> None:
-    """Watch it; raises BrokerChanged."""
+    """Watch it, and the ledger; raises BrokerChanged, LedgerMoved."""
     while True:
         await asyncio.sleep(HEAL_S)
+        if (await insist("ledger", ledger.head)).moved:
+            raise LedgerMoved("the settings still point at where it was")
         if await filled_broker(ledger) != broker:
             raise BrokerChanged(broker[:60])
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from domain.registry import CONTEXTS
 from infra.bus import Bus, BusUnavailable
+from infra.connection import LedgerMoved
 from infra.ledger import DATABASE_FAULTS, Deposed, Head, Ledger, Place
 from infra.mapper import StoredFact
 from infra.runtime import Runtime, run_role
@@ -61,8 +62,9 @@ class Relay:
         self.published = 0
 
     async def run(self) -> None:
-        """Serve until cancelled; stand by while another relay is active."""
+        """Serve until cancelled; stand by while another relay is active. Raises LedgerMoved."""
         while True:
+            await self._head()  # the lease is not for somebody who follows a ledger that has moved
             fence = await self.desk.take_over()
             if fence is None:
                 await asyncio.sleep(STANDBY_S)
@@ -92,14 +94,14 @@ class Relay:
         clock = asyncio.get_running_loop().time
         cycle_at = clock()
         while True:
-            head = (await self.desk.head()).position
+            head = await self._head()
             if head == position:
                 await self.desk.advance(fence, position, {}, broker)
                 await self._idle(fence, position, broker)
                 continue
             if head - position < CYCLE_FACTS_MAX and (wait_s := cycle_at - clock()) > 0:
                 await asyncio.sleep(wait_s)
-                head = (await self.desk.head()).position
+                head = await self._head()
             cycle_at = clock() + CYCLE_S
             facts = await self.desk.facts(position, head)
             moved = dict(heads)
@@ -115,7 +117,7 @@ class Relay:
         what its followers still miss is not to wait for the next fact."""
         clock = asyncio.get_running_loop().time
         renew, look = clock() + 1.0, clock() + IDENTITY_S
-        while (await self.desk.head()).position == position:
+        while await self._head() == position:
             await asyncio.sleep(IDLE_S)
             if clock() > renew:
                 await self.desk.advance(fence, position, {})
@@ -124,6 +126,13 @@ class Relay:
                 if await asyncio.to_thread(self.bus.identity) != broker:
                     raise BusUnavailable("it has been replaced by an empty one")
                 look = clock() + IDENTITY_S
+
+    async def _head(self) -> int:
+        """The log's end. Raises LedgerMoved: its topics are another relay's now."""
+        head = await self.desk.head()
+        if head.moved:
+            raise LedgerMoved("the settings still point at where it was")
+        return head.position
 
 
 def _record(run: Run) -> tuple[str, int, bytes]:

@@ -11,6 +11,7 @@ import psycopg
 
 from commands import log as port
 from commands.log import Append, Outcome, Pending, Settled, Spent
+from commands.snapshots import Form, Recalled, Snapshot
 from domain.facts import Envelope, Recorded
 from infra.eventstore import PostgresLog
 from infra.memory import MemoryLog
@@ -30,6 +31,12 @@ class Log(port.Log, Protocol):
     def spent(self, envelope: Envelope) -> Spent | None: ...
 
 
+def settle(log: Log) -> None:
+    """Wait until what was asked to be kept is kept."""
+    if isinstance(log, PostgresLog):
+        log.snapshots.thread.submit(lambda: None).result()
+
+
 class Ledger(Protocol):
     """May be opened many times, as by many processes."""
 
@@ -39,6 +46,10 @@ class Ledger(Protocol):
 
     def cut(self, position: int) -> None:
         """Restore: forget everything past this position."""
+        ...
+
+    def raise_epoch(self) -> None:
+        """As whoever restores has to."""
         ...
 
     def close(self) -> None: ...
@@ -58,6 +69,9 @@ class InMemory:
         for key, spent in list(self.log.keys.items()):
             if spent.position > position:
                 del self.log.keys[key]
+
+    def raise_epoch(self) -> None:
+        self.log.epoch += 1
 
     def close(self) -> None:
         """Nothing is open."""
@@ -79,11 +93,16 @@ class InPostgres:
             conn.execute("DELETE FROM commands WHERE first_position + facts - 1 > %s", (position,))
             conn.execute("UPDATE head SET position = %s", (position,))
 
+    def raise_epoch(self) -> None:
+        with self.admin() as conn:
+            conn.execute("UPDATE head SET epoch = epoch + 1")
+
     def empty(self) -> None:
         """As migrated: no facts, no keys, and no time has passed."""
         self.cut(0)
         with self.admin() as conn:
             conn.execute("DELETE FROM commands")
+            conn.execute("DELETE FROM snapshots")
             conn.execute("UPDATE head SET at_us = 0, epoch = 1")
 
     @contextmanager
@@ -120,6 +139,12 @@ class Around:
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         return self.log.read(tenant, after)
 
+    def recall(self, tenant: str, wanted: Mapping[str, Form | None]) -> Recalled:
+        return self.log.recall(tenant, wanted)
+
+    def keep(self, tenant: str, take: Callable[[], Snapshot | None]) -> None:
+        self.log.keep(tenant, take)
+
     def submit(self, append: Append, follows: Sequence[Pending] = ()) -> Settled:
         return Settled(self.append(append))
 
@@ -151,6 +176,10 @@ class Watched(Around):
     def read(self, tenant: str, after: Mapping[str, int]) -> list[Recorded]:
         self.reads.append(dict(after))
         return super().read(tenant, after)
+
+    def recall(self, tenant: str, wanted: Mapping[str, Form | None]) -> Recalled:
+        self.reads.append(dict.fromkeys(wanted, 0))
+        return super().recall(tenant, wanted)
 
     def append(self, append: Append) -> Outcome:
         self.appends.append(append)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from commands.memory import State
+from commands.snapshots import State
 from domain.capacity import Adjustment, Pool
 from domain.catalog import Claim, Offer
 from domain.facts import Recorded

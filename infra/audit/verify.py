@@ -12,7 +12,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +25,10 @@ from infra.audit.findings import REBUILD, RESTORE, Findings, Progress, Verified,
 from infra.audit.logcheck import LogCheck
 from infra.audit.reading import audit_lock, pages
 from infra.ledger import Ledger, Place, connect
-from infra.mapper import StoredFact
+from infra.mapper import StoredFact, split
 from infra.places import place_of
 from infra.runtime import Runtime
+from infra.settings import Settings
 from projections.fold import Fold
 from projections.registry import PROJECTIONS
 from projections.rows import Engine, Projection, Table
@@ -35,6 +36,7 @@ from projections.rows import Engine, Projection, Table
 SAMPLES = 3
 """Positions at which the past is compared as a whole, besides entry by entry."""
 SEED = 2
+ASSIGN = "assign it here in COUNTERFOIL_LEDGERS, then run `counterfoil migrate`"
 
 
 @dataclass(slots=True)
@@ -217,6 +219,7 @@ async def verify(
             await conn.close()
             await ledger.close()
     check = work.check
+    _strays(runtime.settings, check.versions, work.findings)
     return Verified(
         head=cut.position,
         findings=tuple(work.findings.told),
@@ -229,3 +232,11 @@ async def verify(
         sampled=sampled,
         seconds=time.monotonic() - began,
     )
+
+
+def _strays(settings: Settings, streams: Iterable[str], findings: Findings) -> None:
+    """Tenants whose facts are here, and who are served from elsewhere."""
+    for tenant in sorted({split(stream)[0] for stream in streams}):
+        if not settings.holds(tenant):
+            what = f"{tenant!r} has facts here, and is assigned to another ledger"
+            findings.add("tenant-elsewhere", what, f"ledger {settings.ledger}", ASSIGN)

@@ -16,7 +16,7 @@ from infra.engines.broker import EmbeddedBroker
 from infra.engines.child import Child
 from infra.engines.clickhouse import EmbeddedClickHouse
 from infra.engines.home import Addresses, Running, environment, held, write
-from infra.engines.postgres import EmbeddedPostgres
+from infra.engines.postgres import SETTINGS, EmbeddedPostgres
 from infra.engines.server import Command, EngineFault, Server, free_port, is_free
 from infra.engines.tether import tethered
 from infra.settings import PREFIX, Settings
@@ -25,6 +25,9 @@ API_PORT_PREFERRED = 8765
 # The embedded broker has no retention; killed and empty, it is refilled by the relay.
 BROKER_RSS_BYTES_MAX = 400 << 20
 BROKER_WATCH_S = 1.0
+CONNECTIONS = int(SETTINGS["max_connections"])
+CONNECTIONS_PER_LEDGER = 30
+"""More than the 25 that a busy API, a relay, a worker and a ticker open."""
 ROLE_GRACE_S = 5.0  # with the engines' own it stays below the 15 s that a stop may take
 STOP_ORDER = ("role", EmbeddedBroker.name, EmbeddedClickHouse.name, EmbeddedPostgres.name)
 
@@ -111,7 +114,7 @@ class _House:
     def _missing_engines(self) -> Iterator[Server]:
         home = self._settings.home
         if self._addresses.postgres_dsn is None:
-            yield EmbeddedPostgres(home / "postgres")
+            yield EmbeddedPostgres(home / "postgres", settings=_room(self._settings))
         if self._addresses.kafka is None:
             yield EmbeddedBroker(home / "broker")
         if self._addresses.clickhouse is None:
@@ -161,6 +164,12 @@ class _House:
 
     def _tell(self) -> None:
         write(self._running())
+
+
+def _room(settings: Settings) -> dict[str, str]:
+    """Connections for every ledger that lies in the embedded server."""
+    guests = sum(not ledger.addresses for ledger in settings.ledgers.values())
+    return {"max_connections": str(CONNECTIONS + guests * CONNECTIONS_PER_LEDGER)}
 
 
 async def _recycle(broker: Child) -> None:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -152,8 +154,15 @@ class Frozen:
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """`counterfoil up`: engines, relay, worker, deadlines and API, each a process of its own."""
-    home = tmp_path_factory.mktemp("system")
+    with started(tmp_path_factory.mktemp("system")) as made:
+        yield made
+
+
+@contextmanager
+def started(home: Path, ledgers: dict[str, Any] | None = None) -> Iterator[System]:
+    """`counterfoil up` in that home, with these further ledgers, until the end of the block."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith("COUNTERFOIL_")}
+    variables["COUNTERFOIL_LEDGERS"] = json.dumps(ledgers or {})
     with (home / "up.log").open("wb") as log:
         up = subprocess.Popen(
             [sys.executable, "-m", "api.cli", "up", "--quiet"],
@@ -166,7 +175,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     try:
         found = _answering(home, up)
         settings = Settings(
-            home=home, postgres_dsn=found.postgres_dsn, kafka=found.kafka, clickhouse=found.clickhouse
+            home=home,
+            postgres_dsn=found.postgres_dsn,
+            kafka=found.kafka,
+            clickhouse=found.clickhouse,
+            ledgers=ledgers or {},
         )
         assert found.api is not None
         with httpx.Client(base_url=found.api, timeout=60) as client:

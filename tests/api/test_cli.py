@@ -21,6 +21,7 @@ import pytest
 
 from api import audits, cli
 from api.demo import SOURCES
+from infra.settings import Settings
 from tests.api.conftest import System, paper
 
 PROGRAM = Path(sys.executable).with_name("counterfoil")
@@ -318,8 +319,8 @@ def test_the_doctor_finds_a_healthy_system_healthy(system: System, counterfoil: 
     assert shown.out.splitlines()[-1] == "status: ready"
     assert "postgres answers, clickhouse answers, kafka answers" in shown.out
     told = ended.json()
-    assert list(told) == ["ready", "parked", "memory_mib"]
-    assert (told["ready"]["status"], told["parked"]) == ("ready", [])
+    assert list(told) == ["ready", "parked", "elsewhere", "memory_mib"]
+    assert (told["ready"]["status"], told["parked"], told["elsewhere"]) == ("ready", [], [])
     assert told["ready"]["position"] >= 13
     assert set(told["memory_mib"]) == {"supervisor", *system.running.children}
     assert all(mib > 0 for mib in told["memory_mib"].values())
@@ -385,3 +386,30 @@ def test_the_doctor_speaks_of_a_system_that_does_not(
     assert told["ready"] == {"status": f"the API does not answer at {system.running.api} (ReadTimeout)"}
     assert told["parked"] is None
     assert set(told["memory_mib"]) == {"supervisor", *system.running.children}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("relay", "--ledger", "uk"),
+        ("verify", "--ledger", "uk"),
+        ("rebuild", "ordering", "--reason", "test", "--ledger", "uk"),
+        ("ledger", "move", "uk", "--to", "postgresql://postgres:x@127.0.0.1:1/counterfoil"),
+    ],
+)
+def test_a_ledger_that_nobody_named_is_refused_before_anything_starts(
+    here: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("COUNTERFOIL_LEDGERS", '{"eu": {"tenants": ["acme"]}}')
+    ended = here(tmp_path / "home", *arguments)
+    assert ended.code == 1
+    assert "no ledger is named 'uk'; there are: 0, eu" in ended.err
+    assert not (tmp_path / "home" / "up.log").exists()
+
+
+def test_the_roles_of_up_are_one_api_and_followers_for_each_ledger(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, workers=2, ledgers={"eu": {"tenants": ["acme"]}})
+    assert [role.name for role in cli.roles(settings)] == [
+        *("api", "relay", "worker-1", "worker-2", "deadlines"),
+        *("relay-eu", "worker-eu-1", "worker-eu-2", "deadlines-eu"),
+    ]

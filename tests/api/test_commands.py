@@ -239,7 +239,7 @@ def test_refusals_of_the_rules_have_their_names(stocked: Shop) -> None:
 def test_a_database_that_is_away_is_a_fault_and_the_key_makes_the_retry_safe(
     stocked: Shop, api_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = stocked.http.app.state.handler.log  # type: ignore[attr-defined]
+    log = stocked.http.app.state.ledgers.open["0"].handler.log  # type: ignore[attr-defined]
     monkeypatch.setattr("infra.connection.RECONNECT_S_MAX", 0.1)
     for connection in (log.connection, log.group.connection):
         connection.close()

@@ -128,7 +128,7 @@ def test_a_bug_is_a_problem_that_gives_nothing_away(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr(http.app.state.handler, "handling", broken)  # type: ignore[attr-defined]
+    monkeypatch.setattr(http.app.state.ledgers.open["0"].handler, "handling", broken)  # type: ignore[attr-defined]
     answer = shop.post("/pools", {"pool": "mug"})
     told(answer, 500, "internal")
     assert "swordfish" not in answer.text

@@ -79,9 +79,9 @@ def order(number: int, quantity: int = 1, pool: str = "p", *, digest: str = "d1"
     )
 
 
-def giveback(number: int, quantity: int) -> ReturnGoods:
+def giveback(number: int, quantity: int, pool: str = "p") -> ReturnGoods:
     return ReturnGoods(
-        return_id=ReturnId(UUID(int=number)), document=document(str(number)), lines=(line("p", -quantity),)
+        return_id=ReturnId(UUID(int=number)), document=document(str(number)), lines=(line(pool, -quantity),)
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from infra.connection import Connection, LogUnavailable
 from infra.reads import Reads
 from tests.infra.test_log_contract import ask, taken
+from tests.infra.test_recall import form, keep
 from tests.ledgers import InPostgres
 from tests.spec import TENANT
 
@@ -102,3 +103,29 @@ def test_more_streams_than_fit_are_read_in_several_goes(held: Held, monkeypatch:
         assert len(first.result(PATIENCE_S)) == 4
         assert [versions(other.result(PATIENCE_S)) for other in others] == [[("pool-a", 4)]] * 5
     assert held.calls == 6
+
+
+@pytest.mark.parametrize("all_want_it", [True, False])
+def test_a_snapshot_is_for_those_who_share_a_round_trip_only_if_all_of_them_want_it(
+    stored: InPostgres, held: Held, all_want_it: bool
+) -> None:
+    keep(stored.open(), through=3)
+    reads = Reads(held)
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(reads.read, TENANT, {"pool-b": 3})
+        assert held.reading.wait(PATIENCE_S)
+        recalling = [threads.submit(reads.recall, TENANT, {"pool-a": form()}) for _ in range(2)]
+        after = 3 if all_want_it else 1
+        plain = threads.submit(reads.read, TENANT, {"pool-b" if all_want_it else "pool-a": after})
+        while len(reads.queue) < 3:
+            threading.Event().wait(0.001)
+        held.go_on.set()
+        assert versions(first.result(PATIENCE_S)) == [("pool-b", 4)]
+        for each in recalling:
+            epoch, rows = each.result(PATIENCE_S)
+            assert epoch == 1
+            assert [(row[1], bool(row[3])) for row in rows] == (
+                [(3, False), (4, True)] if all_want_it else [(1, True), (2, True), (3, True), (4, True)]
+            )
+        assert [row[1] for row in plain.result(PATIENCE_S)] == list(range(after + 1, 5))
+    assert held.calls == 2

@@ -114,6 +114,7 @@ def test_no_password_shows_in_the_representation() -> None:
         postgres_app_dsn=DSN,
         clickhouse="http://default:hunter2@ch:8123/default",
         redis="redis://:hunter2@redis:6379/0",
+        ledgers={"eu": {"tenants": [], "postgres_dsn": DSN, "postgres_worker_dsn": DSN}},
         secret="hunter2" * 5,
         given_api_token="hunter2" * 5,
         given_sealing_key="hunter2" * 5,
@@ -144,6 +145,26 @@ def test_no_password_shows_in_the_representation() -> None:
         ("COUNTERFOIL_WORKERS", "0", "greater than or equal to 1"),
         ("COUNTERFOIL_API_PORT", "70000", "less than or equal to 65535"),
         ("COUNTERFOIL_LEDGER", 'x"; drop schema', "match pattern"),
+        ("COUNTERFOIL_LEDGERS", "eu=hunter2", 'write it as {"eu": {"tenants": ["acme", "bolt"]}}'),
+        ("COUNTERFOIL_LEDGERS", '{"E U": {"tenants": []}}', "E U: String should match pattern"),
+        ("COUNTERFOIL_LEDGERS", '{"eu": {"tenants": ["Acme"]}}', "eu.tenants.0: String should match pattern"),
+        ("COUNTERFOIL_LEDGERS", '{"eu": {"tenant": ["acme"]}}', "eu.tenants: Field required"),
+        (
+            "COUNTERFOIL_LEDGERS",
+            '{"eu": {"tenants": ["acme"], "postgres_dsn": "hunter2"}}',
+            "eu.postgres_dsn: write it as postgresql://",
+        ),
+        (
+            "COUNTERFOIL_LEDGERS",
+            '{"eu": {"tenants": ["acme"]}, "us": {"tenants": ["bolt", "acme"]}}',
+            "tenant 'acme' is in 'eu' and in 'us'; leave it where its facts are",
+        ),
+        (
+            "COUNTERFOIL_LEDGERS",
+            '{"eu": {"tenants": ["acme"]}, "eu": {"tenants": ["bolt"]}}',
+            "a name is there twice",
+        ),
+        ("COUNTERFOIL_LEDGERS", '{"0": {"tenants": ["acme"]}}', "'0' is the default ledger"),
     ],
 )
 def test_a_bad_value_is_refused_by_its_name_with_advice_and_is_not_repeated(
@@ -162,3 +183,65 @@ def test_two_bad_values_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COUNTERFOIL_KAFKA", "kafka")
     with pytest.raises(BadSetting, match=r"(?s)COUNTERFOIL_KAFKA.*COUNTERFOIL_WORKERS"):
         Settings()
+
+
+# ── ledgers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_tenant_belongs_to_the_ledger_that_names_it_and_everybody_else_to_the_default_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(
+        "COUNTERFOIL_LEDGERS", '{"eu": {"tenants": ["acme", "bolt"]}, "us": {"tenants": ["cole"]}}'
+    )
+    settings = Settings()
+    assert settings.ledger_names == ("0", "eu", "us")
+    assert [settings.ledger_of(tenant) for tenant in ("acme", "bolt", "cole", "anybody")] == [
+        "eu",
+        "eu",
+        "us",
+        "0",
+    ]
+    held = {
+        name: [t for t in ("acme", "cole", "anybody") if settings.of_ledger(name).holds(t)]
+        for name in ["0", "eu", "us"]
+    }
+    assert held == {"0": ["anybody"], "eu": ["acme"], "us": ["cole"]}
+    assert all(settings.of_ledger(name).holds("_ledger") for name in settings.ledger_names), (
+        "each has its own"
+    )
+
+
+def test_a_ledger_has_the_installations_postgres_or_none_of_its_addresses(tmp_path: Path) -> None:
+    other = "postgresql://postgres:x@other:5432/counterfoil"
+    settings = Settings(
+        home=tmp_path,
+        postgres_dsn=DSN,
+        postgres_app_dsn="postgresql://auditor:x@replica:5432/counterfoil",
+        ledgers={"eu": {"tenants": []}, "us": {"tenants": [], "postgres_dsn": other}},
+    )
+    hosts = {
+        name: [urlsplit(settings.of_ledger(name).role_dsn(role)).hostname for role in ("owner", "app")]
+        for name in settings.ledger_names
+    }
+    assert hosts == {
+        "0": ["db.internal", "replica"],
+        "eu": ["db.internal", "replica"],
+        "us": ["other", "other"],
+    }
+
+
+def test_a_ledger_that_nobody_named_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, ledgers={"eu": {"tenants": []}})
+    with pytest.raises(BadSetting, match=r"no ledger is named 'uk'; there are: 0, eu"):
+        settings.of_ledger("uk")
+
+
+def test_a_ledger_without_an_administrators_address_says_which_one_is_missing(tmp_path: Path) -> None:
+    app = "postgresql://auditor:x@other:5432/counterfoil"
+    settings = Settings(
+        home=tmp_path, postgres_dsn=DSN, ledgers={"eu": {"tenants": [], "postgres_app_dsn": app}}
+    )
+    assert settings.of_ledger("eu").role_dsn("app") == app
+    with pytest.raises(BadSetting, match=r"COUNTERFOIL_LEDGERS: eu\.postgres_dsn is not set"):
+        settings.of_ledger("eu").role_dsn("worker")

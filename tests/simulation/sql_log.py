@@ -138,16 +138,17 @@ class Appending:
         )
 
 
-@statement(r"SELECT stream, version, pos, topic, state FROM read_streams\(")
-def read_streams(session: Session, parameters: Sequence[Any]) -> Result:
-    tenant, streams, after = parameters
-    return Result(
-        sorted(
-            (stream, row[1], position, row[2], row[3])
-            for stream, version in zip(streams, after, strict=True)
-            for position, row in session.facts_of(f"{tenant}/{stream}", version)
-        )
+@statement(r"SELECT stream, version, pos, topic, state FROM read_states\(")
+def read_states(session: Session, parameters: Sequence[Any]) -> Result:
+    """infra/migrations/0005_snapshots.sql. There are no snapshots: no stream here is long enough for one."""
+    tenant, streams, after, *_ = parameters
+    epoch = session.get("head", HEAD)[2]
+    facts = sorted(
+        (stream, row[1], position, row[2], row[3])
+        for stream, version in zip(streams, after, strict=True)
+        for position, row in session.facts_of(f"{tenant}/{stream}", version)
     )
+    return Result([("", epoch, 0, "", b""), *facts])
 
 
 @statement(r"SELECT stream, version, pos, topic, state FROM read_recorded\(")
@@ -169,11 +170,6 @@ def read_recorded(session: Session, parameters: Sequence[Any]) -> Result:
 def spent_key(session: Session, parameters: Sequence[Any]) -> Result:
     row = session.get("commands", tuple(parameters))
     return Result([(None, None, None) if row is None else (row[0], row[2] + row[3] - 1, row[3])])
-
-
-@statement(r"SELECT epoch FROM head")
-def epoch(session: Session, parameters: Sequence[Any]) -> Result:
-    return Result([session.get("head", HEAD)[2:]])
 
 
 @statement(r"SELECT pg_advisory_lock\(key\)")

@@ -20,10 +20,11 @@ def _stored(session: Session, after: int, through: int) -> list[tuple[Any, ...]]
 # ── facts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@statement(r"SELECT position, epoch FROM head")
+@statement(r"SELECT position, epoch, closed IS NOT DISTINCT FROM 'moved' FROM head")
 def head(session: Session, parameters: Sequence[Any]) -> Result:
+    """No ledger moves here."""
     position, _, epoch = session.get("head", ONLY)
-    return Result([(position, epoch)])
+    return Result([(position, epoch, False)])
 
 
 @statement(r"SELECT notification_id, .* AND notification_id <= %b ORDER BY notification_id LIMIT")
