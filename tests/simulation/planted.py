@@ -121,7 +121,7 @@ def pins(world: World) -> Sequence[Patch]:
     return [(PostgresLog, "submit", forgetful)]
 
 
-@bug("followed-appends-forgotten", "I9", "I2", first=7)
+@bug("followed-appends-forgotten", "I9", "I2", first=24)
 def follows(world: World) -> Sequence[Patch]:
     """An append forgets which others it counts on, and what became of them."""
     submit = PostgresLog.submit
@@ -141,7 +141,7 @@ def memories(world: World) -> Sequence[Patch]:
         return submit(self, replace(append, epoch=0), follows)
 
     return [
-        (memory.Memory, "enter", lambda self, epoch: None),
+        (memory.Memory, "enter", lambda self, epoch: setattr(self, "epoch", epoch)),
         (memory.Reading, "forget", lambda self: None),
         (PostgresLog, "submit", any_epoch),
     ]
@@ -252,7 +252,7 @@ def tails(world: World) -> Sequence[Patch]:
     return [(Projector, "heal_tails", heal_nothing)]
 
 
-@bug("parked-streams-overtaken", "I7", "I13", first=9)
+@bug("parked-streams-overtaken", "I7", "I13", first=4)
 def overtaking(world: World) -> Sequence[Patch]:
     """Facts that come after a parked one of their stream are taken at once."""
     hold = readmodel.PostgresUnit.hold
@@ -276,7 +276,7 @@ def mixed(world: World) -> Sequence[Patch]:
 # ── reactions and deadlines ───────────────────────────────────────────────────────────────────────────────
 
 
-@bug("reactions-after-their-marks", "I6", "I12", first=5)
+@bug("reactions-after-their-marks", "I6", "I12", first=1)
 def reactions(world: World) -> Sequence[Patch]:
     """The checkpoint commits before the commands that it covers are given."""
 
