@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.log.report import page as log_page
+
 DOCS = Path(__file__).parent.parent.parent / "docs"
 JSON_FILE, PAGE_FILE = DOCS / "benchmarks.json", DOCS / "benchmarks.md"
+LOG_FILE = DOCS / "benchmarks-log.json"
 HEAD = Path(__file__).with_name("head.md")
 COLUMNS = ("figure", "target", "measured", "", "beside its floors (ratio)", "load", "")
 
@@ -48,7 +52,7 @@ def _median(values: list[float]) -> float:
 
 
 def page(report: dict[str, Any]) -> str:
-    """docs/benchmarks.md: the head, the table, then each figure's details."""
+    """docs/benchmarks.md: the head, the table, each figure's details; then the log's races."""
     lines = [HEAD.read_text().rstrip(), ""]
     lines += [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(each)} |" for each in rows(report["figures"])]
@@ -61,6 +65,8 @@ def page(report: dict[str, Any]) -> str:
         for name, floors in figure["floors"].items():
             lines.append(f"- floor, {name}: {', '.join(number(value) for value in floors)}")
         lines += [f"- {name}: {told(value)}" for name, value in figure["details"].items()]
+    if LOG_FILE.exists():
+        lines += ["", log_page(json.loads(LOG_FILE.read_text())).rstrip()]
     return "\n".join(lines) + "\n"
 
 

@@ -19,7 +19,8 @@ from tests.benchmarks.log import alone, races
 from tests.benchmarks.log.lab import Lab, say
 from tests.benchmarks.log.peers import installed
 from tests.benchmarks.log.plan import Plan, planned
-from tests.benchmarks.log.report import KEYS, machine, report, tables
+from tests.benchmarks.log.report import KEYS, grids, machine, report
+from tests.benchmarks.page import JSON_FILE, LOG_FILE, PAGE_FILE, page
 
 SCENARIOS = {
     "append": races.append,
@@ -50,6 +51,12 @@ def measure(lab: Lab, plan: Plan, wanted: set[str]) -> dict[str, Any]:
     return found
 
 
+def publish(whole: dict[str, Any]) -> None:
+    """What it found, beside what `make bench` found."""
+    LOG_FILE.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    PAGE_FILE.write_text(page(json.loads(JSON_FILE.read_text())))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench-log", description=__doc__)
     parser.add_argument(
@@ -58,6 +65,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print JSON to standard output")
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this one (may be repeated)")
     parser.add_argument("--rounds", type=int, help="5, with --quick 3")
+    parser.add_argument("--publish", action="store_true", help="into docs/benchmarks.md as well")
     given = parser.parse_args()
     plan = planned(given.quick, given.rounds)
     began = time.monotonic()
@@ -72,12 +80,14 @@ def main() -> None:
     whole = report(found, lab, plan, machine(), time.monotonic() - began)
     BENCH.mkdir(parents=True, exist_ok=True)
     (BENCH / "log.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
+    if given.publish:
+        publish(whole)
     if given.json:
         print(json.dumps(whole, ensure_ascii=False))
     else:
         console = Console(width=None if sys.stdout.isatty() else 140)
-        for table in tables(whole):
-            console.print(table)
+        for grid in grids(whole):
+            console.print(grid.for_the_terminal())
     say(f"{whole['seconds_in_all']:.0f} s; load {os.getloadavg()[0]:.1f}; written to {BENCH / 'log.json'}")
     if lab.failures:
         say(f"{len(lab.failures)} failures, named in it; what there is to look at: {folder}")

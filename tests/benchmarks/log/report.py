@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -82,35 +83,84 @@ def report(found: dict[str, Any], lab: Lab, plan: Plan, machine: str, seconds: f
     }
 
 
-def tables(whole: dict[str, Any]) -> list[Table]:
-    """Figures; appends by cell; load + decide + append."""
-    figures = Table("figure", "measured", "wanted", "met", title=whole["machine"])
-    for name, (sign, target) in TARGETS.items():
-        figures.add_row(name, _number(whole[name]), f"{sign} {target:,}", _yes(whole["met"][name]))
-    made = [figures]
+METHOD = (
+    "Rounds are interleaved, and figures are medians of the rounds' ratios. Postgres, its settings and its"
+    " durability are the same for everybody, and a live follower is attached. Peers are installed by the"
+    " bench, outside the project. Real fsync, and one with a millisecond more, as on a network's disk."
+)
+
+
+class Grid(NamedTuple):
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def for_the_terminal(self) -> Table:
+        table = Table(*self.columns, title=self.title)
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def for_a_page(self) -> Iterator[str]:
+        yield from ("", f"### {self.title}", "")
+        yield f"| {' | '.join(self.columns)} |"
+        yield f"|{'---|' * len(self.columns)}"
+        yield from (f"| {' | '.join(row)} |" for row in self.rows)
+
+
+def grids(whole: dict[str, Any]) -> Iterator[Grid]:
+    """Figures; appends by cell; load + decide + append; what was not measured."""
+    yield Grid(
+        whole["machine"],
+        ("figure", "measured", "wanted", "met"),
+        [
+            (name, _number(whole[name]), f"{sign} {target:,}", _yes(whole["met"][name]))
+            for name, (sign, target) in TARGETS.items()
+        ],
+    )
     if "append" in whole:
         cells = whole["append"]["cells"]
-        appends = Table("events/s, one a command", *cells, title="append, live follower attached")
-        for contender in CONTENDERS:
-            row = [cell["contenders"].get(contender.name) for cell in cells.values()]
-            if any(row):
-                appends.add_row(contender.name, *(_number(each and each["per_s"]) for each in row))
-        made.append(appends)
+        rows = {
+            contender.name: [cell["contenders"].get(contender.name) for cell in cells.values()]
+            for contender in CONTENDERS
+        }
+        yield Grid(
+            "append, live follower attached",
+            ("events/s, one a command", *cells),
+            [
+                (name, *(_number(each and each["per_s"]) for each in row))
+                for name, row in rows.items()
+                if any(row)
+            ],
+        )
     if "decide" in whole:
-        decides = Table("commands/s", "8 writers", "client µs", "server µs", title="load + decide + append")
-        for name, each in whole["decide"]["contenders"].items():
-            decides.add_row(
-                name, *(_number(each[key]) for key in ("per_s", "client_cpu_us", "server_cpu_us"))
-            )
-        made.append(decides)
+        keys = ("per_s", "client_cpu_us", "server_cpu_us")
+        yield Grid(
+            "load + decide + append",
+            ("commands/s", "8 writers", "client µs", "server µs"),
+            [
+                (name, *(_number(each[key]) for key in keys))
+                for name, each in whole["decide"]["contenders"].items()
+            ],
+        )
     if whole["failures"] or whole["left_out"]:
-        not_run = Table("not measured", "why")
-        for who, why in whole["left_out"].items():
-            not_run.add_row(who, why)
-        for each in whole["failures"]:
-            not_run.add_row(f"{each['scenario']}: {each['contender']}", each["why"][:200])
-        made.append(not_run)
-    return made
+        failed = [
+            (f"{each['scenario']}: {each['contender']}", each["why"][:200]) for each in whole["failures"]
+        ]
+        yield Grid("not measured", ("what", "why"), [*whole["left_out"].items(), *failed])
+
+
+def page(whole: dict[str, Any]) -> str:
+    """For docs/benchmarks.md."""
+    how = "make bench-log ARGS=--quick" if whole["quick"] else "make bench-log"
+    lines = [
+        f"## The log, by `{how}`",
+        "",
+        METHOD,
+    ]
+    for grid in grids(whole):
+        lines += grid.for_a_page()
+    return "\n".join(lines) + "\n"
 
 
 def _number(value: float | None) -> str:
