@@ -102,7 +102,7 @@ class InPostgres:
         self.cut(0)
         with self.admin() as conn:
             conn.execute("DELETE FROM commands")
-            conn.execute("DELETE FROM snapshots")
+            conn.execute("DELETE FROM state_snapshots")
             conn.execute("UPDATE head SET at_us = 0, epoch = 1")
 
     @contextmanager

@@ -1,7 +1,7 @@
 -- Snapshots: states that were dear to fold, kept beside the log and never believed without a look at it.
 -- Runs as counterfoil_owner inside the ledger's schema, which is first on the search path.
 
-CREATE TABLE snapshots (
+CREATE TABLE state_snapshots (  -- the eventsourcing library may have a table by the shorter name
     stream text COLLATE "C" NOT NULL CHECK (strpos(stream, '/') > 1),   -- tenant/stream
     name text COLLATE "C" NOT NULL,                 -- of the state it is folded into
     shape bytea NOT NULL,                           -- of that state in the program that wrote it
@@ -22,7 +22,7 @@ CREATE FUNCTION keep_snapshot(
 -- lock of the head, and no flush is waited for: a snapshot that is lost was none.
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    INSERT INTO snapshots AS kept
+    INSERT INTO state_snapshots AS kept
     SELECT p_stream, p_name, p_shape, p_epoch, p_version, p_position, p_at_us, p_digest, p_state
       FROM head h WHERE h.epoch = p_epoch
     ON CONFLICT (stream, name) DO UPDATE
@@ -60,7 +60,7 @@ BEGIN
     FOR nth, stream, version, pos, state IN
         SELECT r.nth, r.s, k.version, k.position, k.digest || int8send(k.at_us) || k.state
           FROM unnest(p_streams, p_names, p_shapes) WITH ORDINALITY r(s, name, shape, nth),
-               LATERAL (SELECT * FROM snapshots k
+               LATERAL (SELECT * FROM state_snapshots k
                          WHERE k.stream = p_tenant || '/' || r.s AND k.name = r.name OFFSET 0) k
          WHERE k.shape = r.shape AND k.epoch = epoch_now
            AND EXISTS (SELECT FROM stored_events e
@@ -81,14 +81,14 @@ BEGIN
 END
 $body$;
 
-ALTER TABLE snapshots ENABLE ROW LEVEL SECURITY;
-ALTER TABLE snapshots FORCE ROW LEVEL SECURITY;
-CREATE POLICY owner_all ON snapshots TO counterfoil_owner USING (true) WITH CHECK (true);
-CREATE POLICY worker_reads ON snapshots FOR SELECT TO counterfoil_worker USING (true);
-CREATE POLICY app_own_tenant ON snapshots FOR SELECT TO counterfoil_app
+ALTER TABLE state_snapshots ENABLE ROW LEVEL SECURITY;
+ALTER TABLE state_snapshots FORCE ROW LEVEL SECURITY;
+CREATE POLICY owner_all ON state_snapshots TO counterfoil_owner USING (true) WITH CHECK (true);
+CREATE POLICY worker_reads ON state_snapshots FOR SELECT TO counterfoil_worker USING (true);
+CREATE POLICY app_own_tenant ON state_snapshots FOR SELECT TO counterfoil_app
     USING (split_part(stream, '/', 1) = current_setting('counterfoil.tenant', true));
 
 REVOKE ALL ON FUNCTION keep_snapshot FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION keep_snapshot TO counterfoil_app, counterfoil_worker;
 GRANT EXECUTE ON FUNCTION read_states TO counterfoil_app, counterfoil_worker;
-GRANT SELECT ON snapshots TO counterfoil_app, counterfoil_worker;
+GRANT SELECT ON state_snapshots TO counterfoil_app, counterfoil_worker;

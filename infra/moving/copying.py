@@ -14,7 +14,7 @@ from infra.readmodel import definitions, past, physical
 from projections.registry import PROJECTIONS
 from projections.rows import Engine, Table
 
-NOT_COPIED = frozenset({"migrations", "snapshots"})
+NOT_COPIED = frozenset({"migrations", "state_snapshots"})
 """The target's own say what has been applied to it; snapshots are of an epoch that ends here."""
 TABLES = (
     "SELECT relname FROM pg_class WHERE relnamespace = current_schema()::text::regnamespace AND relkind = 'r'"

@@ -162,7 +162,7 @@ def measure(folder: Path, pieces: list[Part], lines_per_s: float) -> Figure:
     every: dict[str, list[float]] = {}
     lines = sum(len(piece.lines) for piece in pieces[1:])
     invoices = sum(len({line[0] for line in piece.lines}) for piece in pieces[1:])
-    arguments = (str(pieces[0].file), TENANT, str(invoices / lines * lines_per_s))
+    arguments = (str(pieces[0].file), TENANT, str(lines_per_s))
     with (
         system(folder / "lag", *EVERYTHING) as made,
         made.child(LOAD, *arguments, *(str(piece.file) for piece in pieces[1:]), talk=True) as load,

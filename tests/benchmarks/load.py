@@ -1,4 +1,4 @@
-"""Imports files as commands: `load FILE TENANT [INVOICES_PER_S FILE ...]`. Prints what came of it as JSON.
+"""Imports files as commands: `load FILE TENANT [LINES_PER_S FILE ...]`. Prints what came of it as JSON.
 
 The first file goes in as `counterfoil import` does it. The others keep to a schedule, however long answers
 take (an open loop), each invoice by a client of its own on one event loop, as behind the API. Each of them
@@ -58,18 +58,19 @@ class Shop:
         return position
 
     async def keep_to(self, invoices: Sequence[Invoice], per_s: float, known: set[str]) -> None:
-        """One invoice is due every so often from the first on; a late one does not move the next."""
-        began = time.monotonic()
+        """So many lines a second: an invoice is due when those before it have had their time, however late
+        they are."""
+        due = time.monotonic()
 
         async def client(invoice: Invoice, due: float) -> None:
             position = await self.record(invoice, known)
             print(due, time.monotonic(), position, flush=True)
 
         async with asyncio.TaskGroup() as clients:
-            for nth, invoice in enumerate(invoices):
-                due = began + nth / per_s
+            for invoice in invoices:
                 await asyncio.sleep(max(due - time.monotonic(), 0))
                 clients.create_task(client(invoice, due))
+                due += len(invoice.lines) / per_s
 
 
 async def on_schedule(handler: Handler, actor: Actor, files: Sequence[str], per_s: float) -> None:

@@ -228,8 +228,7 @@ def test_the_epoch_is_known_before_the_first_fact_is_read(stored: InPostgres) ->
     """Else a restore between the first read and the first append would go by unnoticed."""
     log = stored.open()
     assert log.epoch == 0
-    log.read(TENANT, {"pool-a": 0})
-    assert log.epoch == 1
+    assert log.recall(TENANT, {"pool-a": None}).epoch == log.epoch == 1
 
 
 # ── the queue ─────────────────────────────────────────────────────────────────────────────────────

@@ -153,9 +153,9 @@ WRITES = (
     "CREATE POLICY mine ON stored_events USING (true)",
     "ALTER FUNCTION append SECURITY INVOKER",
     "DROP FUNCTION append",
-    "INSERT INTO snapshots VALUES ('acme/pool-x', 'n', '', 1, 1, 1, 0, '', '')",
-    "UPDATE snapshots SET state = ''",
-    "DELETE FROM snapshots",
+    "INSERT INTO state_snapshots VALUES ('acme/pool-x', 'n', '', 1, 1, 1, 0, '', '')",
+    "UPDATE state_snapshots SET state = ''",
+    "DELETE FROM state_snapshots",
     "CREATE TABLE mine (a int)",
     "SET ROLE counterfoil_owner",
 )

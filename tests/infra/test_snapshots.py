@@ -53,7 +53,7 @@ def refuses(log: PostgresLog) -> None:
 
 
 def written(conn: psycopg.Connection[Any]) -> bytes:
-    row = conn.execute("SELECT state FROM snapshots").fetchone()
+    row = conn.execute("SELECT state FROM state_snapshots").fetchone()
     assert row is not None
     return bytes(row[0])
 
@@ -64,9 +64,9 @@ def test_a_flipped_bit_anywhere_in_the_state_is_noticed(stored: InPostgres, log:
         for nth in range(len(whole)):
             spoilt = bytearray(whole)
             spoilt[nth] ^= 1 << nth % 8
-            conn.execute("UPDATE snapshots SET state = %s", (bytes(spoilt),))
+            conn.execute("UPDATE state_snapshots SET state = %s", (bytes(spoilt),))
             assert told(log) == (None, ALL)
-        conn.execute("UPDATE snapshots SET state = %s", (whole,))
+        conn.execute("UPDATE state_snapshots SET state = %s", (whole,))
     assert told(log) == (7, [])
 
 
@@ -96,7 +96,7 @@ def test_whatever_was_changed_it_is_passed_over_and_the_truth_is_told(
     stored: InPostgres, log: PostgresLog, change: str
 ) -> None:
     with stored.admin() as conn:
-        conn.execute(f"UPDATE snapshots SET {change}".encode())
+        conn.execute(f"UPDATE state_snapshots SET {change}".encode())
     assert told(log) == (None, ALL)
     refuses(log)
     assert log.recall(TENANT, {"pool-b": form()}).bases == {}
@@ -108,7 +108,7 @@ def test_a_spoilt_snapshot_is_replaced_by_whoever_folds_next(
 ) -> None:
     monkeypatch.setattr("commands.snapshots.FOLD_FACTS_MIN", 5)
     with stored.admin() as conn:
-        conn.execute(f"UPDATE snapshots SET {change}".encode())
+        conn.execute(f"UPDATE state_snapshots SET {change}".encode())
     refuses(log)
     settle(log)
     assert told(log) == (7, [])
@@ -117,7 +117,7 @@ def test_a_spoilt_snapshot_is_replaced_by_whoever_folds_next(
 def assert_a_spoilt_snapshot_sells_nothing(stored: InPostgres, log: PostgresLog) -> None:
     with stored.admin() as conn:
         state = json.loads(written(conn)) | {"used": 0}
-        conn.execute("UPDATE snapshots SET state = %s", (json.dumps(state).encode(),))
+        conn.execute("UPDATE state_snapshots SET state = %s", (json.dumps(state).encode(),))
     refuses(log)
 
 
@@ -168,7 +168,7 @@ def test_cut_off_while_it_writes_it_leaves_what_was_there_before(
     snapshot = another(log)
     with stored.admin() as conn, stored.admin() as killer:
         with conn.transaction():
-            conn.execute("LOCK TABLE snapshots IN EXCLUSIVE MODE")
+            conn.execute("LOCK TABLE state_snapshots IN EXCLUSIVE MODE")
             log.keep(TENANT, lambda: snapshot)
             until(lambda: killer.execute(KILL).fetchone() == (1,))
             settle(log)
@@ -182,9 +182,9 @@ def test_nobody_waits_for_a_snapshot_to_be_written(
     """Somebody locks the table against writers: answers come as ever, from a pool that had to be folded."""
     monkeypatch.setattr("commands.snapshots.FOLD_FACTS_MIN", 5)
     with stored.admin() as conn:
-        conn.execute("UPDATE snapshots SET digest = ''")
+        conn.execute("UPDATE state_snapshots SET digest = ''")
         with conn.transaction():
-            conn.execute("LOCK TABLE snapshots IN EXCLUSIVE MODE")
+            conn.execute("LOCK TABLE state_snapshots IN EXCLUSIVE MODE")
             refuses(log)
             assert told(log) == (None, ALL)
         settle(log)
@@ -194,7 +194,7 @@ def test_nobody_waits_for_a_snapshot_to_be_written(
 def test_a_snapshot_is_written_while_somebody_holds_the_head(stored: InPostgres, log: PostgresLog) -> None:
     snapshot = another(log)
     with stored.admin() as conn:
-        conn.execute("DELETE FROM snapshots")
+        conn.execute("DELETE FROM state_snapshots")
         with head_locked(stored):
             log.keep(TENANT, lambda: snapshot)
             settle(log)
@@ -238,7 +238,7 @@ def test_snapshot_and_later_facts_come_in_one_round_trip(stored: InPostgres, log
 
 
 def test_a_tenant_sees_its_own_snapshots_and_no_others(stored: InPostgres, log: PostgresLog) -> None:
-    counted = "SELECT count(*) FROM snapshots"
+    counted = "SELECT count(*) FROM state_snapshots"
     with connected(stored.settings.role_dsn("app"), stored.schema) as app:
         for tenant, rows in (("", 0), ("other", 0), ("acm", 0), (TENANT, 1)):
             app.execute("SELECT set_config('counterfoil.tenant', %s, false)", (tenant,))
@@ -251,6 +251,6 @@ def test_what_is_kept_can_be_read_by_whoever_has_to_mend_it(stored: InPostgres, 
     assert form_of(Pool) is form()
     with stored.admin() as conn:
         state = json.loads(written(conn))
-        row = conn.execute("SELECT stream, name, epoch, version, position FROM snapshots").fetchone()
+        row = conn.execute("SELECT stream, name, epoch, version, position FROM state_snapshots").fetchone()
     assert row == ("acme/pool-a", "capacity.pool", 1, 7, 13)
     assert (state["capacity"], state["used"]) == (PLACES, PLACES)

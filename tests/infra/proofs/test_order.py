@@ -107,7 +107,7 @@ CREATE SCHEMA bigserial;
 CREATE TABLE bigserial.stored_events (LIKE {schema}.stored_events);
 CREATE SEQUENCE bigserial.positions;
 ALTER TABLE bigserial.stored_events ALTER notification_id SET DEFAULT nextval('bigserial.positions');
-CREATE VIEW bigserial.head AS SELECT coalesce(max(notification_id), 0) AS position, 1 AS epoch
+CREATE VIEW bigserial.head AS SELECT coalesce(max(notification_id), 0) AS position, 1 AS epoch, NULL AS closed
   FROM bigserial.stored_events;
 GRANT USAGE ON SCHEMA bigserial TO counterfoil_worker;
 GRANT SELECT ON ALL TABLES IN SCHEMA bigserial TO counterfoil_worker;

@@ -20,7 +20,7 @@ from commands.handling import Answer, Ask, Handler, Moment
 from commands.log import Append, Pending, Settled
 from commands.memory import Memory
 from commands.snapshots import Form, Recalled
-from domain.capacity import Pool, SoldOut
+from domain.capacity import Pool, SoldOut, pool_stream
 from domain.facts import Event
 from domain.values import Code
 from infra.eventstore import LogTicket, PostgresLog
@@ -144,6 +144,7 @@ class Pair:
         if warm:
             before = Handler(self.reader, lambda: T0, memory)
             before.handle(ExpireBoth(pools=pools), by=ANA, key=f"warm-{who}-{self.played}")
+            self.logs[who].recall(TENANT, {pool_stream(pools[0]): None})  # so it knows in which epoch it is
         log = Stepping(self.logs[who], who, Take.order, together=self.together)
         return Handler(log, lambda: T0, memory)
 
