@@ -11,7 +11,6 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from typing import Any
 
 import clickhouse_connect
@@ -91,11 +90,6 @@ def definition(table: Table, version: int) -> str:
 
 def _type(column: Column) -> str:
     return f"Nullable({TYPES[column.kind]})" if column.nullable else TYPES[column.kind]
-
-
-@lru_cache(maxsize=1_000)
-def _fields(table: Table) -> tuple[str, ...]:
-    return tuple(column.name for column in table.columns[1:])
 
 
 class ClickHouse:
@@ -199,8 +193,7 @@ class ClickHouseUnit:
             tenant = recorded.envelope.tenant
             for op in ops:
                 if isinstance(op, Put) and op.table.engine is Engine.CLICKHOUSE:
-                    values = map(op.row.__dict__.__getitem__, _fields(op.table))
-                    rows.setdefault(op.table, []).append((tenant, *values, fact.position))
+                    rows.setdefault(op.table, []).append((tenant, *op.values, fact.position))
         for table, block in rows.items():
             columns = [column.name for column in table.columns] + ["from_position"]
             try:

@@ -183,7 +183,10 @@ def _move(table: Table, version: int) -> str:
 
 
 def _columnar(kinds: Sequence[type[Array]], rows: Sequence[Sequence[Any]]) -> list[Array]:
-    columns = zip(*rows, strict=True) if rows else [()] * len(kinds)
+    return _arrays(kinds, zip(*rows, strict=True) if rows else [()] * len(kinds))
+
+
+def _arrays(kinds: Sequence[type[Array]], columns: Iterable[Sequence[Any]]) -> list[Array]:
     return [kind(column) for kind, column in zip(kinds, columns, strict=True)]
 
 
@@ -195,7 +198,6 @@ class PutBatch:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.fields = [column.name for column in table.columns[1:]]
         self.last: dict[tuple[Any, ...], tuple[Any, ...] | None] = {}
         self.closed: dict[tuple[Any, ...], int] = {}
         self.lives: dict[tuple[tuple[Any, ...], int], list[Any]] = {}
@@ -214,8 +216,7 @@ class PutBatch:
         if isinstance(op, Delete):
             self.last[key] = None
             return
-        values = op.row.__dict__
-        row = (tenant, *[values[name] for name in self.fields])
+        row = (tenant, *op.values)
         self.last[key] = row
         self.open[key] = position
         self.lives[key, position] = [*row, position, None]
@@ -238,19 +239,22 @@ class SumBatch:
 
     def __init__(self, table: Table) -> None:
         self.table = table
-        self.moves: dict[tuple[Any, ...], list[int]] = {}
+        self.zeros = (0,) * len(table.sums)
+        self.moves: dict[tuple[Any, ...], Sequence[int]] = {}
         """What each fact added, by key and position."""
 
     def add(self, tenant: str, position: int, op: Add) -> None:
         where = (tenant, *op.key, position)
-        deltas = [op.deltas.get(name, 0) for name in self.table.sums]
+        deltas = (*map(op.deltas.get, self.table.sums, self.zeros),)
         move = self.moves.get(where)
         self.moves[where] = deltas if move is None else list(map(sum, zip(move, deltas, strict=True)))
 
     async def write(self, conn: psycopg.AsyncConnection[Any], version: int) -> None:
-        columns = _kinds(_sum_columns(self.table))
-        moves = [(*where[:-1], *sums, where[-1]) for where, sums in self.moves.items()]
-        await conn.execute(_move(self.table, version), _columnar((*columns, Ints8), moves), binary=True)
+        *keys, positions = zip(*self.moves, strict=True)
+        sums = zip(*self.moves.values(), strict=True)
+        kinds = (*_kinds(_sum_columns(self.table)), Ints8)
+        moved = _arrays(kinds, (*keys, *sums, positions))
+        await conn.execute(_move(self.table, version), moved, binary=True)
 
 
 def batches(taken: Iterable[Taken]) -> dict[Table, PutBatch | SumBatch]:
@@ -259,10 +263,10 @@ def batches(taken: Iterable[Taken]) -> dict[Table, PutBatch | SumBatch]:
     for fact, recorded, ops in taken:
         for op in ops:
             table = op.table
-            if table.engine is not Engine.POSTGRES:
-                continue
             batch = found.get(table)
             if batch is None:
+                if table.engine is not Engine.POSTGRES:
+                    continue
                 batch = found[table] = SumBatch(table) if table.sums else PutBatch(table)
             batch.add(recorded.envelope.tenant, fact.position, op)
     return found

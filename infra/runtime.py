@@ -25,7 +25,7 @@ from infra.queries import Queries
 from infra.sealing import Sealer
 from infra.settings import BadSetting, Role, Settings
 
-GARBAGE_OBJECTS = 200_000
+GARBAGE_OBJECTS = 1_000_000
 """Made and not freed before cycles are looked for: more than a batch of facts is."""
 
 

@@ -6,7 +6,7 @@ Both engines answer the same questions in the same shape; amounts are exact, in 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import NaiveDatetime
 
@@ -60,8 +60,7 @@ class UnitsRow(Value):
     net_units: int
 
 
-@dataclass
-class SaleLineRow:
+class SaleLineRow(NamedTuple):
     """Plain, because there is one for every line ever sold; its values come from a fact that was checked."""
 
     position: int
@@ -134,20 +133,20 @@ def _rows(position: int, kind: str, document: Document, lines: tuple[Line, ...])
         Put(
             SALE_LINES,
             SaleLineRow(
-                position=position,
-                line=number,
-                kind=kind,
-                document=document.number,
-                code=line.code,
-                title=line.title,
-                quantity=line.quantity,
-                unit_price_micro=line.unit_price_micro,
-                amount_micro=line.amount_micro,
-                currency=document.currency,
-                charge=line.charge,
-                customer=document.customer,
-                country=document.country,
-                placed_at=line.placed_at or document.placed_at,
+                position,
+                number,
+                kind,
+                document.number,
+                line.code,
+                line.title,
+                line.quantity,
+                line.unit_price_micro,
+                line.amount_micro,
+                document.currency,
+                line.charge,
+                document.customer,
+                document.country,
+                line.placed_at or document.placed_at,
             ),
         )
         for number, line in enumerate(lines)

@@ -25,9 +25,8 @@ class Fold:
             rows = self.tables.setdefault(op.table, {})
             key = (recorded.tenant, *op.key)
             match op:
-                case Put(row=row):
-                    values = row.__dict__
-                    rows[key] = (recorded.tenant, *[values[column.name] for column in op.table.columns[1:]])
+                case Put():
+                    rows[key] = (recorded.tenant, *op.values)
                 case Delete():
                     rows.pop(key, None)
                 case Add(deltas=deltas):

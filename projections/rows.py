@@ -54,7 +54,7 @@ class Table:
 
     name: str
     row: type
-    """A pydantic class; or a plain dataclass where a fact makes so many rows that checking them shows."""
+    """A pydantic class; or a named tuple where a fact makes so many rows that checking them shows."""
     key: tuple[str, ...]
     engine: Engine = Engine.POSTGRES
     sums: tuple[str, ...] = ()
@@ -67,6 +67,11 @@ class Table:
     @property
     def whole_key(self) -> tuple[str, ...]:
         return ("tenant", *self.key)
+
+
+@lru_cache(maxsize=1_000)
+def _names(row: type) -> tuple[str, ...]:
+    return tuple(column.name for column in columns_of(row)[1:])
 
 
 @lru_cache(maxsize=1_000)
@@ -100,6 +105,12 @@ class Put(NamedTuple):
     @property
     def key(self) -> tuple[Any, ...]:
         return tuple(getattr(self.row, column) for column in self.table.key)
+
+    @property
+    def values(self) -> Sequence[Any]:
+        """Of the row, in the order of the table's columns, the tenant left out."""
+        row = self.row
+        return row if isinstance(row, tuple) else [*map(row.__dict__.__getitem__, _names(self.table.row))]
 
 
 class Delete(NamedTuple):

@@ -21,9 +21,11 @@ HEAL_POSITIONS_MAX = 20_000
 HEAL_LOOKS_BUSY = 5
 """While records keep coming, one that is late by fewer looks waits its turn in a busy worker."""
 DRAIN_MAX = 500
+AHEAD_FACTS = 100
+"""Decoded in one go; then whoever waits for a store has a look."""
 SHARED_BYTES_MIN = 512
 """A shorter fact is no paper: few follow it, and it is decoded as fast as it is found."""
-SHARED_BYTES_MAX = 2 * 1024 * 1024
+SHARED_BYTES_MAX = 8 * 1024 * 1024
 """Of stored facts kept decoded, where they take about ten times as much."""
 BEHIND = "behind a parked fact of its stream"
 
@@ -32,6 +34,8 @@ log = logging.getLogger("counterfoil.projector")
 
 Gap = tuple[int, int]
 """Positions in (after, through]."""
+Read = dict[StoredFact, Recorded]
+"""Facts that are decoded already."""
 
 
 class Projecting:
@@ -114,26 +118,43 @@ class Projector:
         self.fed = False
         """Since the last look at the tails, were there records?"""
 
-    async def take(self, arrived: Sequence[Run]) -> None:
+    async def read(self, arrived: Sequence[Run]) -> Read:
+        """Decode what followers will ask for, while a store is busy with the runs before; what cannot be read
+        is left for `take` to find."""
+        names = frozenset[str]().union(*(follower.names for follower in self.followers))
+        decoded: Read = {}
+        facts = [fact for run in arrived for fact in run.facts if fact.name in names]
+        for first in range(0, len(facts), AHEAD_FACTS):
+            for fact in facts[first : first + AHEAD_FACTS]:
+                try:
+                    decoded[fact] = self.decoding.recorded(fact)
+                except Exception:  # noqa: BLE001  whatever it is, `take` meets it again
+                    continue
+            await asyncio.sleep(0)
+        return decoded
+
+    async def take(self, arrived: Sequence[Run], decoded: Read | None = None) -> None:
         """Apply what is new in these runs. Raises the sink's faults with nothing half done."""
         self.fed = True
         try:
-            await self._take(arrived)
+            await self._take(arrived, decoded or {})
         finally:
             self.fed = True  # a look may have come in between
 
-    async def _take(self, arrived: Sequence[Run]) -> None:
+    async def _take(self, arrived: Sequence[Run], decoded: Read) -> None:
         by_place: dict[Place, list[Run]] = {}
         for run in arrived:
             by_place.setdefault(run.place, []).append(run)
         async with self.turn:
             while by_place:
                 try:
-                    by_place = await self._commit(by_place, careful=False)
+                    by_place = await self._commit(by_place, decoded, careful=False)
                 except Refused:  # find out which fact it is, one half at a time
-                    by_place = await self._commit(by_place, careful=True)
+                    by_place = await self._commit(by_place, decoded, careful=True)
 
-    async def _commit(self, by_place: dict[Place, list[Run]], *, careful: bool) -> dict[Place, list[Run]]:
+    async def _commit(
+        self, by_place: dict[Place, list[Run]], decoded: Read, *, careful: bool
+    ) -> dict[Place, list[Run]]:
         """One unit; returns the runs that a long gap left for the next one."""
         unfinished: dict[Place, list[Run]] = {}
         counted = Counted()
@@ -156,7 +177,7 @@ class Projector:
             moved: list[Reached] = []
             for follower, _ in wanted:
                 standing = held[follower.name]
-                await self._follow(unit, follower, standing, collected, counted, careful=careful)
+                await self._follow(unit, follower, standing, collected, decoded, counted, careful=careful)
                 ahead = {
                     place: collected[place].reached
                     for place, mark in standing.marks.items()
@@ -189,6 +210,7 @@ class Projector:
         follower: Follower,
         standing: Held,
         collected: dict[Place, Collected],
+        decoded: Read,
         counted: Counted,
         *,
         careful: bool,
@@ -208,7 +230,7 @@ class Projector:
                     aside.append((place, fact, BEHIND))
                     continue
                 try:
-                    recorded = self.decoding.recorded(fact)
+                    recorded = decoded.get(fact) or self.decoding.recorded(fact)
                     taken.append((fact, recorded, follower.take(recorded)))
                 except Exception as broken:  # noqa: BLE001  whatever a fact breaks, it breaks for its stream alone
                     standing.parked.add(fact.originator_id)
@@ -275,7 +297,7 @@ class Projector:
                 self.looked[where] = Look(mark, last, late)
         if stuck:
             log.info("healing %d partitions from the log", len(stuck))
-            await self._take([Run(*place, last, last, ()) for place, last in sorted(stuck.items())])
+            await self._take([Run(*place, last, last, ()) for place, last in sorted(stuck.items())], {})
         return len(stuck)
 
     async def drain(self) -> int:

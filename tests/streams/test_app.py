@@ -19,7 +19,7 @@ from infra.places import PARTITIONS, topics
 from infra.runtime import Runtime
 from streams import app as app_module
 from streams.app import AT_ONCE, BrokerChanged, Feed, Pace, Stalled, _portions, _runs, insist, while_filled
-from streams.projector import Projector
+from streams.projector import Projector, Read
 from streams.topics import Run, pack
 from tests.streams.line import LEDGER, Line
 from tests.streams.test_projector import go, place, right
@@ -166,7 +166,7 @@ def test_before_its_first_record_a_feed_waits_a_little_and_then_heals(
 class Broken(Projector):
     """Has a mistake that no retry mends."""
 
-    async def take(self, arrived: Sequence[Run]) -> None:
+    async def take(self, arrived: Sequence[Run], decoded: Read | None = None) -> None:
         if arrived:
             raise KeyError("a mistake")
 

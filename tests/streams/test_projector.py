@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -684,7 +683,7 @@ def test_the_one_row_that_clickhouse_cannot_hold_is_found_and_parked(both: Line)
         match recorded.event:
             case OrderPlaced(order_id=found) if found == order_id(OVERFLOWING):
                 return [
-                    Put(op.table, replace(op.row, quantity=2**70))
+                    Put(op.table, op.row._replace(quantity=2**70))
                     for op in ops
                     if isinstance(op, Put) and isinstance(op.row, SaleLineRow)
                 ]
