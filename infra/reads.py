@@ -13,12 +13,16 @@ from typing import cast
 
 from commands.snapshots import Form
 from infra.arrays import Blobs, Ints8, Texts
-from infra.connection import Connection
+from infra.connection import Connection, Statement
 from infra.groupcommit import EPOCH_UNKNOWN, Newer
 
 STREAMS_MAX = 2_000
 """Of one round trip, as far as whole callers allow."""
-READ = "SELECT stream, version, pos, topic, state FROM read_states(%b, %b, %b, %b, %b)"
+TEXT = 25
+READ = Statement(
+    "SELECT stream, version, pos, topic, state FROM read_states($1, $2, $3, $4, $5)",
+    (TEXT, Texts.oid, Ints8.oid, Texts.oid, Blobs.oid),
+)
 
 
 def _shut() -> threading.Lock:
@@ -105,14 +109,14 @@ class Reads:
                 )  # all want it, or nobody gets it
                 after[stream] = min(version, after.get(stream, version))
         arguments = (
-            tenant,
-            Texts(list(after)),
-            Ints8(list(after.values())),
-            Texts([form and form.name for form in forms.values()]),
-            Blobs([form and form.shape for form in forms.values()]),
+            tenant.encode(),
+            Texts(list(after)).dumped(),
+            Ints8(list(after.values())).dumped(),
+            Texts([form and form.name for form in forms.values()]).dumped(),
+            Blobs([form and form.shape for form in forms.values()]).dumped(),
         )
         (_, epoch, *_), *rows = self.connection.retrying(
-            lambda conn: cast(list[Newer], conn.execute(READ, arguments, binary=True).fetchall())
+            lambda conn: cast(list[Newer], READ.rows(conn, arguments))
         )
         for each in asked:
             each.epoch = epoch

@@ -137,7 +137,7 @@ class Ours:
         """`cold`: every command loads its stream; else states are in memory, as they are in production."""
         with closing(ours.Front(self.settings, COLD if cold else None)) as made:
 
-            def opened() -> str:
+            def opening() -> tuple[str, Append]:
                 """A pool with EVENTS_AT_FIRST facts, in one append."""
                 pool = uuid4().hex
                 facts: list[Event] = [
@@ -146,7 +146,11 @@ class Ours:
                 ]
                 envelope = Envelope(ours.TENANT, "bench", f"open {pool}")
                 versions = {pool_stream(pool): 0}
-                made.append(Append(envelope, DIGEST, "OpenPool", versions, facts, now()))
+                return pool, Append(envelope, DIGEST, "OpenPool", versions, facts, now())
+
+            def opened() -> str:
+                pool, append = opening()
+                made.append(append)
                 return pool
 
             turns = [Rotation(opened, STREAMS_EACH) for _ in range(concurrent)]
@@ -155,7 +159,15 @@ class Ours:
                 return lambda: made.handle(held(turn.next()), uuid4().hex)
 
             def task(turn: Rotation[str]) -> AsyncOp:
-                return lambda: made.handle_async(held(turn.next()), uuid4().hex)
+                async def op() -> None:
+                    pool = turn.at_last()
+                    if pool is None:
+                        pool, append = opening()
+                        await made.append_async(append)
+                        turn.renewed(pool)
+                    await made.handle_async(held(pool), uuid4().hex)
+
+                return op
 
             if front == "threads":
                 return closed([*map(writer, turns)], seconds, **measured)

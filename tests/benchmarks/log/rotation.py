@@ -29,9 +29,17 @@ class Rotation(Generic[T]):
 
     def next(self) -> T:
         """The stream of the next command, which records one event in it."""
+        return self.at_last() or self.renewed(self.opened())
+
+    def at_last(self) -> T | None:
+        """The same, or None when it is full: open one, without blocking others, and hand it to `renewed`."""
         self.at = (self.at + 1) % len(self.streams)
         if not self.left[self.at]:
-            self.streams[self.at] = self.opened()
-            self.left[self.at] = EVENTS_AT_LAST - EVENTS_AT_FIRST
+            return None
         self.left[self.at] -= 1
         return self.streams[self.at]
+
+    def renewed(self, stream: T) -> T:
+        self.streams[self.at] = stream
+        self.left[self.at] = EVENTS_AT_LAST - EVENTS_AT_FIRST - 1
+        return stream

@@ -19,7 +19,7 @@ from typing import Any
 WARM_UP = 1
 """Calls of each worker that do not count: connections are opened and statements prepared by them."""
 PAYLOAD_BYTES = 250
-GARBAGE_OBJECTS = 200_000
+GARBAGE_OBJECTS = 1_000_000
 EVENTS_OF_STREAM = 10
 """A writer turns to a new stream when its old one is so long."""
 
