@@ -12,7 +12,7 @@ from infra.settings import Settings
 TENANT = "bench"
 LIBRARY, THREADS, ASYNC = "ours: library", "ours: threads", "ours: asyncio"
 """The contenders' names: the library's recorder; the log's own port; the front end of the API."""
-AT_8, AT_64, DECIDES = LIBRARY, ASYNC, THREADS
+AT_8, AT_64, DECIDES = ASYNC, ASYNC, THREADS
 """Whose rate the promised ratios are made of: at 8 writers, at 64 concurrent, for load + decide + append."""
 
 
