@@ -115,6 +115,21 @@ def test_every_promised_key_is_there_when_nothing_was_measured(tmp_path: Path) -
     assert "| append, real fsync: raw | raw took longer than 33 s |" in report.page(whole)
 
 
+def test_a_run_of_a_few_scenarios_keeps_what_others_have_found(tmp_path: Path) -> None:
+    lab, plan = Lab(tmp_path, Peers(tmp_path, {})), planned(quick=False, rounds=None)
+    rates = {"rounds": {"100": [5.0, 7.0], "900": [6.0, None]}}
+    first = report.report({"relay_per_s": 9.0, "seconds": {"relay": 1}}, lab, plan, "a machine, 1:00", 1.0)
+    found = {"growth_rate_large_to_small": 0.5, "growth": rates, "seconds": {"growth": 1}}
+    second = report.report(found, lab, plan, "a machine, 2:00", 1.0)
+    whole = report.merged(first, second)
+    assert (whole["relay_per_s"], whole["growth_rate_large_to_small"]) == (9.0, 0.5)
+    assert (whole["met"]["relay_per_s"], whole["met"]["growth_rate_large_to_small"]) == (False, False)
+    page = report.page(whole)
+    assert "### a machine, 1:00" in page
+    assert "| 900 | 6, - |" in page
+    assert page.endswith("Measured at another time:\n\n- growth: a machine, 2:00\n")
+
+
 def test_figures_are_made_of_the_contenders_they_name() -> None:
     answers: races.Answers = {
         name: [{"per_s": float(per_s), "client_cpu_us": 1.0, "server_cpu_us": None}] * 3

@@ -19,7 +19,7 @@ from tests.benchmarks.log import alone, races
 from tests.benchmarks.log.lab import Lab, say
 from tests.benchmarks.log.peers import installed
 from tests.benchmarks.log.plan import Plan, planned
-from tests.benchmarks.log.report import KEYS, grids, machine, report
+from tests.benchmarks.log.report import KEYS, grids, machine, merged, report
 from tests.benchmarks.page import JSON_FILE, LOG_FILE, PAGE_FILE, page
 
 SCENARIOS = {
@@ -51,8 +51,10 @@ def measure(lab: Lab, plan: Plan, wanted: set[str]) -> dict[str, Any]:
     return found
 
 
-def publish(whole: dict[str, Any]) -> None:
-    """What it found, beside what `make bench` found."""
+def publish(whole: dict[str, Any], *, only: bool) -> None:
+    """What it found, beside what `make bench` found; what a run of `only` a few has not measured is kept."""
+    if only and LOG_FILE.exists():
+        whole = merged(json.loads(LOG_FILE.read_text()), whole)
     LOG_FILE.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     PAGE_FILE.write_text(page(json.loads(JSON_FILE.read_text())))
 
@@ -81,7 +83,7 @@ def main() -> None:
     BENCH.mkdir(parents=True, exist_ok=True)
     (BENCH / "log.json").write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
     if given.publish:
-        publish(whole)
+        publish(whole, only=bool(given.only))
     if given.json:
         print(json.dumps(whole, ensure_ascii=False))
     else:

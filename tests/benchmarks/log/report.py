@@ -67,6 +67,7 @@ def report(found: dict[str, Any], lab: Lab, plan: Plan, machine: str, seconds: f
     return {
         **figures,
         "met": {name: met(name, value) for name, value in figures.items()},
+        "by": dict.fromkeys(scenario_seconds, f"{machine}{', --quick' if plan.quick else ''}"),
         **{name: value for name, value in found.items() if name not in figures and name != "seconds"},
         "quick": plan.quick,
         "rounds": plan.rounds,
@@ -80,6 +81,26 @@ def report(found: dict[str, Any], lab: Lab, plan: Plan, machine: str, seconds: f
         "failures": lab.failures,
         "seconds": scenario_seconds,
         "seconds_in_all": round(seconds, 1),
+    }
+
+
+OF_A_RUN = frozenset(
+    (
+        *("met", "by", "seconds", "seconds_in_all", "quick", "rounds", "slice_s", "machine", "loads"),
+        *("contenders", "versions", "settings", "left_out", "failures"),
+    )
+)
+"""What a file says of the whole run, not of what was measured."""
+
+
+def merged(known: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """What is known, with what a run of a few scenarios has found put in its place."""
+    found = {name: value for name, value in whole.items() if value is not None and name not in OF_A_RUN}
+    return {
+        **known,
+        **found,
+        "met": known["met"] | {name: each for name, each in whole["met"].items() if each is not None},
+        "by": known.get("by", {}) | whole["by"],
     }
 
 
@@ -143,6 +164,25 @@ def grids(whole: dict[str, Any]) -> Iterator[Grid]:
                 for name, each in whole["decide"]["contenders"].items()
             ],
         )
+    if "growth" in whole:
+        yield Grid(
+            "growth: appends of 8 writers, preloaded by COPY",
+            ("facts before", "events/s, by round"),
+            [
+                (f"{int(facts):,}", ", ".join(map(_number, rounds)))
+                for facts, rounds in whole["growth"]["rounds"].items()
+            ],
+        )
+    if "soak" in whole:
+        yield Grid(
+            f"soak: appends of 64 tasks for {whole['soak']['seconds']:,.0f} s",
+            ("of the head row", "measured"),
+            [
+                ("rate of the last tenth to the first", _number(whole["soak_rate_end_to_begin"])),
+                ("bytes at most", _number(whole["head_bytes_max"])),
+                ("dead versions at most", _number(whole["head_dead_tuples_max"])),
+            ],
+        )
     if whole["failures"] or whole["left_out"]:
         failed = [
             (f"{each['scenario']}: {each['contender']}", each["why"][:200]) for each in whole["failures"]
@@ -160,6 +200,10 @@ def page(whole: dict[str, Any]) -> str:
     ]
     for grid in grids(whole):
         lines += grid.for_a_page()
+    others = {name: on for name, on in whole.get("by", {}).items() if whole["machine"] not in on}
+    if others:
+        lines += ["", "Measured at another time:", ""]
+        lines += [f"- {name}: {on}" for name, on in others.items()]
     return "\n".join(lines) + "\n"
 
 
