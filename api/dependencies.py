@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.edge import API, Came, came
 from api.problems import (
     BodyTooLarge,
     CursorUnreadable,
@@ -29,6 +30,7 @@ from api.problems import (
     PositionOfAnotherEpoch,
     PositionOfAnotherLedger,
     PositionUnreadable,
+    RouteUnknown,
     TenantUnnamed,
     Unauthorized,
     answer,
@@ -61,7 +63,8 @@ from infra.queries import (
 from infra.runtime import Runtime, operator
 from infra.tenancy import Ledgers, TenantElsewhere
 
-API = "/api/v1"
+METRICS = "/metrics/"
+DOCUMENTS = ("/docs/", "/swagger/", "/openapi.json/")
 BODY_BYTES_MAX = 2 * 1024 * 1024
 """An order of five thousand lines with long titles."""
 LIMIT_MAX = 200
@@ -79,21 +82,29 @@ T = TypeVar("T")
 
 class Wall:
     """Stands before everything under /api/v1, bodies included: the installation's token and a tenant's name.
+    Metrics need the token too, and in production the documents: without it there are none.
 
     A first wall until `identity` exists: whoever has the token is the operator, of every tenant.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app, self.token = app, token.encode()
+    def __init__(self, app: ASGIApp, token: str, *, production: bool) -> None:
+        self.app, self.token, self.production = app, token.encode(), production
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{API}/"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
+        headers, path = Headers(scope=scope), f"{scope['path']}/"
+        if not path.startswith(f"{API}/"):
+            if path == METRICS and not self._known(headers):
+                await answer(scope["path"], Unauthorized)(scope, receive, send)
+            elif self.production and path.startswith(DOCUMENTS) and not self._known(headers):
+                await answer(scope["path"], RouteUnknown)(scope, receive, send)
+            else:
+                await self.app(scope, receive, send)
+            return
         tenant = headers.get("counterfoil-tenant", "")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token):
+        if not self._known(headers):
             refusal = answer(scope["path"], Unauthorized)
         elif not TENANT.fullmatch(tenant):
             refusal = answer(scope["path"], TenantUnnamed)
@@ -104,6 +115,10 @@ class Wall:
             await self.app(scope, _limited(receive), send)
             return
         await refusal(scope, receive, send)
+
+    def _known(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token)
 
 
 def _declared_bytes(headers: Headers) -> int:
@@ -184,9 +199,12 @@ class Asked:
     key: str
     epoch: int
     response: Response
+    came: Came
 
     async def handle(self, command: Command) -> Answer:
-        done = await self.handler.handling(Ask(command, self.by, self.key))
+        done = await self.handler.handling(
+            Ask(command, self.by, self.key, request=self.came.request, trace=self.came.trace)
+        )
         self.response.headers["Counterfoil-Position"] = self.token(done.position)
         if done.replayed:
             self.response.headers["Idempotent-Replayed"] = "true"
@@ -224,7 +242,8 @@ async def asked(
         raise BadKey(f"{len(key)} characters")
     response.headers["Cache-Control"] = "no-store"
     ledger = await ledgers_of(request).of(by.tenant)
-    return Asked(ledger.runtime, ledger.handler, by, key, await ledger.queries.epoch(), response)
+    epoch, known = await ledger.queries.epoch(), came(request.scope)
+    return Asked(ledger.runtime, ledger.handler, by, key, epoch, response, known)
 
 
 AskedOnce = Annotated[Asked, Depends(asked)]

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from api.edge import carried
 from commands.handling import BadKey, KeyReused
 from commands.log import Busy
 from domain.refusals import Conflict, Forbidden, Invalid, NotFound, Refusal
@@ -338,7 +339,7 @@ def _methods(request: Request) -> set[str]:
 
 
 def _bug(request: Request, bug: Exception) -> JSONResponse:
-    return answer(request.url.path, Internal)  # starlette logs it, with its traceback
+    return answer(request.url.path, Internal, headers=carried(request.scope))  # starlette logs it
 
 
 def install(app: FastAPI) -> None:
