@@ -39,9 +39,7 @@ class ClickHouseTable:
 
     def add(self, recorded: Recorded, op: RowOp) -> None:
         if isinstance(op, Put):
-            values = op.row.__dict__
-            row = (recorded.tenant, *[values[column.name] for column in self.table.columns[1:]])
-            self.rows[recorded.tenant, *op.key] = (*row, recorded.position)
+            self.rows[recorded.tenant, *op.key] = (recorded.tenant, *op.values, recorded.position)
 
     async def window(self, after: int, through: int, ignored: set[int]) -> None:
         """Compare the rows of these positions; those of `ignored` may be there or not."""

@@ -346,10 +346,8 @@ def test_a_fact_that_cannot_be_projected_is_seen_until_it_is_mended(
             state, at = row
             conn.execute("UPDATE stored_events SET state = %s WHERE originator_id = %s", (b"?" * 20, stream))
         try:
-            ready = until(system, lambda ready: ready["parked"] > 0)
-            assert ready["status"] == "degraded"
-            ordering = next(each for each in ready["projections"] if each["projection"] == "ordering")
-            assert ordering["parked"] == 1
+            ready = until(system, lambda ready: parked_for(ready, "ordering") > 0)  # others may be first
+            assert (ready["status"], parked_for(ready, "ordering")) == ("degraded", 1)
             ended, shown = counterfoil("doctor", "--json"), counterfoil("doctor")
             assert (ended.code, shown.code) == (1, 1)
             mine = [fact for fact in ended.json()["parked"] if fact["projection"] == "ordering"]
@@ -362,6 +360,10 @@ def test_a_fact_that_cannot_be_projected_is_seen_until_it_is_mended(
     ended = counterfoil("doctor", "--json")
     assert (ended.code, ended.json()["parked"]) == (0, [])
     assert counterfoil("verify", "--tenant", tenant).code == 0
+
+
+def parked_for(ready: dict[str, Any], projection: str) -> int:
+    return sum(each["parked"] for each in ready["projections"] if each["projection"] == projection)
 
 
 def until(system: System, true: Callable[[dict[str, Any]], bool], timeout_s: float = 30) -> dict[str, Any]:
