@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 
 from api import analytics, audit, capacity, catalog, ordering, payments, problems, site
 from api.dependencies import API, Wall
+from api.limits import QUOTA_HEADERS, Quotas
 from infra.runtime import Runtime
 from infra.settings import Settings
 from infra.tenancy import Ledgers
@@ -44,7 +45,8 @@ EXAMPLES: dict[str, Any] = {
 DESCRIPTION = """
 Commands are POSTs: each needs an `Idempotency-Key` and answers with a `Counterfoil-Position`. Queries are
 GETs: sent with that position as `Counterfoil-At-Least`, the answer includes what the command did, or is a
-503 that says how far things are. What is refused is an RFC 9457 problem; [all of them](/problems).
+503 that says how far things are. What is refused is an RFC 9457 problem; [all of them](/problems). Requests
+are counted: `RateLimit` says how many more there may be, and what is over is a 429 with `Retry-After`.
 
 Everything needs the installation's token and names a tenant. That is a first wall until the `identity`
 context brings people and roles: whoever has the token is the operator of every tenant.
@@ -67,7 +69,7 @@ def queries_app(runtime: Runtime) -> FastAPI:
 def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        async with Ledgers(runtime) as app.state.ledgers:
+        async with runtime.counting(), Ledgers(runtime) as app.state.ledgers:
             yield
 
     app = FastAPI(
@@ -86,7 +88,7 @@ def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
     app.include_router(site.router)
     site.mount(app)
     problems.install(app)
-    app.add_middleware(Wall, token=runtime.settings.api_token())
+    app.add_middleware(Wall, token=runtime.settings.api_token(), quotas=Quotas(runtime))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -99,6 +101,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
         schema["components"]["schemas"]["Problem"] = problems.SCHEMA
+        schema["components"]["headers"] = QUOTA_HEADERS
         for path in schema["paths"].values():
             for operation in path.values():
                 for parameter in operation.get("parameters", ()):

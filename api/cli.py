@@ -182,6 +182,7 @@ def api() -> None:
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=4,
+        proxy_headers=False,  # whom to believe is COUNTERFOIL_TRUSTED_PROXIES, not who asks from loopback
     )
 
 

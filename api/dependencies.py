@@ -15,12 +15,14 @@ from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.limits import UNNAMED, Counted, Quotas, with_quotas
 from api.problems import (
     BodyTooLarge,
     CursorUnreadable,
@@ -30,6 +32,7 @@ from api.problems import (
     PositionOfAnotherLedger,
     PositionUnreadable,
     TenantUnnamed,
+    TooManyRequests,
     Unauthorized,
     answer,
     problems,
@@ -78,32 +81,50 @@ T = TypeVar("T")
 
 
 class Wall:
-    """Stands before everything under /api/v1, bodies included: the installation's token and a tenant's name.
+    """Stands before everything under /api/v1, bodies included: the token, a tenant's name, how often.
 
     A first wall until `identity` exists: whoever has the token is the operator, of every tenant.
     """
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app, self.token = app, token.encode()
+    def __init__(self, app: ASGIApp, token: str, quotas: Quotas) -> None:
+        self.app, self.token, self.quotas = app, token.encode(), quotas
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{API}/"):
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        tenant = headers.get("counterfoil-tenant", "")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.token):
+        named = headers.get("counterfoil-tenant", "")
+        tenant = named if TENANT.fullmatch(named) else None
+        known = self._known(headers)
+        if known:
+            actor = operator(tenant or UNNAMED)
+            counted = await self.quotas.count(actor, scope["method"])
+        else:
+            counted = await self.quotas.count_stranger(scope, headers)
+        send = counted.on(send)
+        if counted.wait_s is not None:
+            refusal = _over(scope, counted, counted.wait_s)
+        elif not known:
             refusal = answer(scope["path"], Unauthorized)
-        elif not TENANT.fullmatch(tenant):
+        elif tenant is None:
             refusal = answer(scope["path"], TenantUnnamed)
         elif _declared_bytes(headers) > BODY_BYTES_MAX:
             refusal = answer(scope["path"], BodyTooLarge, f"{BODY_BYTES_MAX:,} bytes are the most")
         else:
-            scope.setdefault("state", {})["actor"] = operator(tenant)
+            scope.setdefault("state", {}).update(actor=actor, counted=counted)
             await self.app(scope, _limited(receive), send)
             return
         await refusal(scope, receive, send)
+
+    def _known(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token)
+
+
+def _over(scope: Scope, counted: Counted, wait_s: int) -> JSONResponse:
+    detail = f"the limit is {counted.headers['RateLimit-Policy']}"
+    return answer(scope["path"], TooManyRequests, detail, headers={"Retry-After": str(wait_s)})
 
 
 def _declared_bytes(headers: Headers) -> int:
@@ -144,7 +165,7 @@ async def actor(
 
 
 ALLOWED = [Depends(bearer), Depends(actor)]
-REFUSED_AT_THE_WALL = (Unauthorized, TenantUnnamed, InvalidRequest)
+REFUSED_AT_THE_WALL = (Unauthorized, TooManyRequests, TenantUnnamed, InvalidRequest)
 
 
 def ledgers_of(request: Request) -> Ledgers:
@@ -251,11 +272,14 @@ def commanded(
     found: dict[int | str, dict[str, Any]] = {201 if created else 200: {"description": "Recorded.", **whole}}
     if again:
         found[200] = {"description": "Recorded before, under another key.", "model": again, **whole}
-    return found | problems(
-        *REFUSED_AT_THE_WALL,
-        *(KeyMissing, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams, BodyTooLarge),
-        *(Busy, LogUnavailable, StoreUnavailable, LedgerMoved, TenantElsewhere),
-        *refusals,
+    return with_quotas(
+        found
+        | problems(
+            *REFUSED_AT_THE_WALL,
+            *(KeyMissing, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams, BodyTooLarge),
+            *(Busy, LogUnavailable, StoreUnavailable, LedgerMoved, TenantElsewhere),
+            *refusals,
+        )
     )
 
 
@@ -362,11 +386,14 @@ def answered(example: Any, *refusals: type[Exception]) -> dict[int | str, dict[s
         },
         304: {"description": "The client has it already."},
     }
-    return found | problems(
-        *REFUSED_AT_THE_WALL,
-        *(PositionUnreadable, PositionOfAnotherLedger, PositionOfAnotherEpoch, PositionUnknown),
-        *(ProjectionBehind, StoreUnavailable, LedgerMoved, TenantElsewhere),
-        *refusals,
+    return with_quotas(
+        found
+        | problems(
+            *REFUSED_AT_THE_WALL,
+            *(PositionUnreadable, PositionOfAnotherLedger, PositionOfAnotherEpoch, PositionUnknown),
+            *(ProjectionBehind, StoreUnavailable, LedgerMoved, TenantElsewhere),
+            *refusals,
+        )
     )
 
 

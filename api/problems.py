@@ -70,6 +70,12 @@ class Unauthorized(Problem):
     status = 401
 
 
+class TooManyRequests(Problem):
+    """You have asked as often as you may for now; ask again after `Retry-After` seconds."""
+
+    status = 429
+
+
 class TenantUnnamed(Problem):
     """The header `Counterfoil-Tenant` has to name a tenant: a-z, 0-9, `-` and `_`, at most 63."""
 
@@ -136,6 +142,7 @@ EDGE: tuple[type[Problem], ...] = (
     BodyUnreadable,
     BodyTooLarge,
     Unauthorized,
+    TooManyRequests,
     TenantUnnamed,
     KeyMissing,
     PositionUnreadable,
@@ -235,7 +242,7 @@ def problems(*failures: type[Exception]) -> dict[int | str, dict[str, Any]]:
         )
         answer["content"][MEDIA_TYPE]["examples"][kind(failure)] = {"summary": told["title"], "value": told}
         answer["description"] = f"{answer['description']} {told['title']}".strip()
-        if told["status"] == 503:
+        if told["status"] in (429, 503):
             answer["headers"] = {
                 "Retry-After": {
                     "description": "Seconds.",
@@ -338,7 +345,9 @@ def _methods(request: Request) -> set[str]:
 
 
 def _bug(request: Request, bug: Exception) -> JSONResponse:
-    return answer(request.url.path, Internal)  # starlette logs it, with its traceback
+    counted = request.scope.get("state", {}).get("counted")  # this answer goes past the wall
+    # starlette logs the bug, with its traceback
+    return answer(request.url.path, Internal, headers=counted.headers if counted else None)
 
 
 def install(app: FastAPI) -> None:
