@@ -56,7 +56,8 @@ format: install ## put imports and layout in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: install ## write requirements.lock anew; LOCK_ARGS=--upgrade takes newer releases
+lock: ## write requirements.lock anew; LOCK_ARGS=--upgrade takes newer releases
+	@test -x $(BIN)/uv || $(MAKE) install  # it cannot be installed first where a new name is not locked yet
 	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --generate-hashes \
 	    --no-header --no-emit-index-url --no-emit-find-links $(LOCK_ARGS) --output-file requirements.lock pyproject.toml
 

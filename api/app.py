@@ -8,11 +8,14 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from api import analytics, audit, capacity, catalog, ordering, payments, problems, site
-from api.dependencies import API, Wall
+from api.dependencies import Wall
+from api.edge import API, Edge
 from api.limits import QUOTA_HEADERS, Quotas
-from infra.runtime import Runtime
+from api.metrics import Metrics
+from infra.runtime import Runtime, new_id
 from infra.settings import Settings
 from infra.tenancy import Ledgers
 
@@ -42,6 +45,12 @@ EXAMPLES: dict[str, Any] = {
     "engine": "clickhouse",
     "by": "month",
 }
+SENT = ["Authorization", "Content-Type", "Counterfoil-At-Least", "Counterfoil-Tenant", "Idempotency-Key"]
+SENT += ["If-Match", "If-None-Match", "Prefer", "Traceparent", "X-Request-Id"]
+ANSWERED = ["Counterfoil-Complete-Through", "Counterfoil-Parked", "Counterfoil-Position", "ETag"]
+ANSWERED += ["Idempotent-Replayed", "Link", "RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"]
+"""Headers that a page of another origin may send, and may read."""
+PREFLIGHT_S = 600
 DESCRIPTION = """
 Commands are POSTs: each needs an `Idempotency-Key` and answers with a `Counterfoil-Position`. Queries are
 GETs: sent with that position as `Counterfoil-At-Least`, the answer includes what the command did, or is a
@@ -58,12 +67,14 @@ def create(settings: Settings | None = None) -> FastAPI:
     return _app(Runtime(settings or Settings()), (*COMMANDS, *QUERIES), "Counterfoil")
 
 
-def commands_app(runtime: Runtime) -> FastAPI:
-    return _app(runtime, COMMANDS, "Counterfoil commands")
+def create_commands(settings: Settings | None = None) -> FastAPI:
+    """What changes something, to be served apart."""
+    return _app(Runtime(settings or Settings()), COMMANDS, "Counterfoil commands")
 
 
-def queries_app(runtime: Runtime) -> FastAPI:
-    return _app(runtime, QUERIES, "Counterfoil queries")
+def create_queries(settings: Settings | None = None) -> FastAPI:
+    """What tells something, to be served apart."""
+    return _app(Runtime(settings or Settings()), QUERIES, "Counterfoil queries")
 
 
 def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
@@ -88,7 +99,28 @@ def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
     app.include_router(site.router)
     site.mount(app)
     problems.install(app)
-    app.add_middleware(Wall, token=runtime.settings.api_token(), quotas=Quotas(runtime))
+    settings = runtime.settings
+    app.state.metrics = Metrics()
+    # The last one stands first.
+    app.add_middleware(
+        Wall, token=settings.api_token(), quotas=Quotas(runtime), production=settings.production
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=SENT,
+            expose_headers=ANSWERED,
+            max_age=PREFLIGHT_S,
+        )
+    app.add_middleware(
+        Edge,
+        metrics=app.state.metrics,
+        new_id=new_id,
+        telling=settings.log_requests,
+        proxied=settings.trusted_proxies > 0,
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -12,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, datetime
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -40,6 +43,18 @@ from infra.tenancy import BadAssignment, TenantElsewhere, at_home, settle
 
 PYTHON = sys.executable
 API_ANSWERS_S = 1.0
+DRAIN_S = 10
+"""After SIGTERM, for requests that are being answered."""
+DRAIN_S_OF_UP = 4
+"""The same where a whole system stops at once, and has 15 s for it."""
+
+
+class Door(StrEnum):
+    COMMANDS = "commands"
+    QUERIES = "queries"
+
+
+FACTORIES = {None: "create", Door.COMMANDS: "create_commands", Door.QUERIES: "create_queries"}
 
 app = typer.Typer(
     help="Counterfoil: every sale is a fact in one immutable log; everything else is computed from it.",
@@ -111,7 +126,7 @@ def prepare(settings: Settings) -> None:
 def roles(settings: Settings) -> list[Role]:
     """One API for all ledgers, and a relay, workers and a ticker for each."""
     return [
-        Role("api", [PYTHON, "-m", "api.cli", "api"], ready=_answers),
+        Role("api", [PYTHON, "-m", "api.cli", "api", "--drain", str(DRAIN_S_OF_UP)], ready=_answers),
         *(role for name in settings.ledger_names for role in _followers(settings, name)),
     ]
 
@@ -168,20 +183,27 @@ def _tell_links(where: dict[str, str]) -> None:
 
 
 @app.command()
-def api() -> None:
+def api(
+    only: Annotated[Door | None, typer.Option(help="Serve one of the two, and the other elsewhere.")] = None,
+    drain: Annotated[int, typer.Option(help="Seconds for requests under way, after SIGTERM.")] = DRAIN_S,
+) -> None:
     """Serve commands and queries over HTTP, as this process.
 
-    Example: counterfoil api
+    Example: counterfoil api --only queries
     """
     settings = Settings()
+    for needed in (settings.api_token, settings.sealing_key, partial(settings.role_dsn, "app")):
+        needed()  # a setting that is missing is a sentence now, and would be a stack of calls later
+    if settings.log_requests:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     uvicorn.run(
-        "api.app:create",
+        f"api.app:{FACTORIES[only]}",
         factory=True,
         host=settings.api_host,
         port=settings.api_port or 8765,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=4,
+        timeout_graceful_shutdown=drain,
         proxy_headers=False,  # whom to believe is COUNTERFOIL_TRUSTED_PROXIES, not who asks from loopback
     )
 

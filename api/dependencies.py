@@ -22,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.edge import API, Came, came
 from api.limits import UNNAMED, Counted, Quotas, with_quotas
 from api.problems import (
     BodyTooLarge,
@@ -31,6 +32,7 @@ from api.problems import (
     PositionOfAnotherEpoch,
     PositionOfAnotherLedger,
     PositionUnreadable,
+    RouteUnknown,
     TenantUnnamed,
     TooManyRequests,
     Unauthorized,
@@ -64,7 +66,8 @@ from infra.queries import (
 from infra.runtime import Runtime, operator
 from infra.tenancy import Ledgers, TenantElsewhere
 
-API = "/api/v1"
+METRICS = "/metrics/"
+DOCUMENTS = ("/docs/", "/swagger/", "/openapi.json/")
 BODY_BYTES_MAX = 2 * 1024 * 1024
 """An order of five thousand lines with long titles."""
 LIMIT_MAX = 200
@@ -82,49 +85,57 @@ T = TypeVar("T")
 
 class Wall:
     """Stands before everything under /api/v1, bodies included: the token, a tenant's name, how often.
+    Metrics need the token too, and in production the documents: without it there are none.
 
     A first wall until `identity` exists: whoever has the token is the operator, of every tenant.
     """
 
-    def __init__(self, app: ASGIApp, token: str, quotas: Quotas) -> None:
-        self.app, self.token, self.quotas = app, token.encode(), quotas
+    def __init__(self, app: ASGIApp, token: str, quotas: Quotas, *, production: bool) -> None:
+        self.app, self.token, self.quotas, self.production = app, token.encode(), quotas, production
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not f"{scope['path']}/".startswith(f"{API}/"):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers, path = Headers(scope=scope), f"{scope['path']}/"
+        inside, hidden = path.startswith(f"{API}/"), self.production and path.startswith(DOCUMENTS)
+        if not (inside or hidden or path == METRICS):
+            await self.app(scope, receive, send)
+        elif not self._known(headers):
+            counted = await self.quotas.count_stranger(scope, headers)
+            refusal = _over(scope, counted) or answer(scope["path"], RouteUnknown if hidden else Unauthorized)
+            await refusal(scope, receive, counted.on(send))
+        elif inside:
+            await self._inside(scope, receive, send, headers)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _inside(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
         named = headers.get("counterfoil-tenant", "")
         tenant = named if TENANT.fullmatch(named) else None
-        known = self._known(headers)
-        if known:
-            actor = operator(tenant or UNNAMED)
-            counted = await self.quotas.count(actor, scope["method"])
-        else:
-            counted = await self.quotas.count_stranger(scope, headers)
-        send = counted.on(send)
-        if counted.wait_s is not None:
-            refusal = _over(scope, counted, counted.wait_s)
-        elif not known:
-            refusal = answer(scope["path"], Unauthorized)
-        elif tenant is None:
+        by = operator(tenant or UNNAMED)
+        counted = await self.quotas.count(by, scope["method"])
+        refusal = _over(scope, counted)
+        if refusal is None and tenant is None:
             refusal = answer(scope["path"], TenantUnnamed)
-        elif _declared_bytes(headers) > BODY_BYTES_MAX:
+        if refusal is None and _declared_bytes(headers) > BODY_BYTES_MAX:
             refusal = answer(scope["path"], BodyTooLarge, f"{BODY_BYTES_MAX:,} bytes are the most")
-        else:
-            scope.setdefault("state", {}).update(actor=actor, counted=counted)
-            await self.app(scope, _limited(receive), send)
+        if refusal is not None:
+            await refusal(scope, receive, counted.on(send))
             return
-        await refusal(scope, receive, send)
+        scope.setdefault("state", {}).update(actor=by, counted=counted)
+        await self.app(scope, _limited(receive), counted.on(send))
 
     def _known(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token)
 
 
-def _over(scope: Scope, counted: Counted, wait_s: int) -> JSONResponse:
+def _over(scope: Scope, counted: Counted) -> JSONResponse | None:
+    if counted.wait_s is None:
+        return None
     detail = f"the limit is {counted.headers['RateLimit-Policy']}"
-    return answer(scope["path"], TooManyRequests, detail, headers={"Retry-After": str(wait_s)})
+    return answer(scope["path"], TooManyRequests, detail, headers={"Retry-After": str(counted.wait_s)})
 
 
 def _declared_bytes(headers: Headers) -> int:
@@ -205,9 +216,12 @@ class Asked:
     key: str
     epoch: int
     response: Response
+    came: Came
 
     async def handle(self, command: Command) -> Answer:
-        done = await self.handler.handling(Ask(command, self.by, self.key))
+        done = await self.handler.handling(
+            Ask(command, self.by, self.key, request=self.came.request, trace=self.came.trace)
+        )
         self.response.headers["Counterfoil-Position"] = self.token(done.position)
         if done.replayed:
             self.response.headers["Idempotent-Replayed"] = "true"
@@ -245,7 +259,8 @@ async def asked(
         raise BadKey(f"{len(key)} characters")
     response.headers["Cache-Control"] = "no-store"
     ledger = await ledgers_of(request).of(by.tenant)
-    return Asked(ledger.runtime, ledger.handler, by, key, await ledger.queries.epoch(), response)
+    epoch, known = await ledger.queries.epoch(), came(request.scope)
+    return Asked(ledger.runtime, ledger.handler, by, key, epoch, response, known)
 
 
 AskedOnce = Annotated[Asked, Depends(asked)]

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from api.edge import carried
 from commands.handling import BadKey, KeyReused
 from commands.log import Busy
 from domain.refusals import Conflict, Forbidden, Invalid, NotFound, Refusal
@@ -345,9 +346,9 @@ def _methods(request: Request) -> set[str]:
 
 
 def _bug(request: Request, bug: Exception) -> JSONResponse:
-    counted = request.scope.get("state", {}).get("counted")  # this answer goes past the wall
-    # starlette logs the bug, with its traceback
-    return answer(request.url.path, Internal, headers=counted.headers if counted else None)
+    counted = request.scope["state"].get("counted")
+    headers = carried(request.scope) | (counted.headers if counted else {})
+    return answer(request.url.path, Internal, headers=headers)  # starlette logs it
 
 
 def install(app: FastAPI) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.staticfiles import StaticFiles
 
 from api.dependencies import ledgers_of
+from api.metrics import Metrics
 from api.problems import InvalidRequest, RouteUnknown, catalogue, document, problems
 from infra.tenancy import Served
 
@@ -120,6 +122,18 @@ async def _standing(served: Served) -> dict[str, Any]:
         "parked": parked,
         "projections": [asdict(lag) for lag in state.lags],
     }
+
+
+@router.get("/metrics", include_in_schema=False)
+async def metrics(request: Request) -> Response:
+    """For Prometheus, which sends the installation's token."""
+    served = await ledgers_of(request).every()
+    states = await asyncio.gather(*(each.queries.readiness() for each in served))
+    standing = [(each.runtime.settings.ledger, state) for each, state in zip(served, states, strict=True)]
+    told: Metrics = request.app.state.metrics
+    return Response(
+        told.text(standing), headers={"Cache-Control": "no-store"}, media_type=CONTENT_TYPE_LATEST
+    )
 
 
 @router.get("/openapi.json", include_in_schema=False)

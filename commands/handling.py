@@ -140,6 +140,9 @@ class Ask:
     key: str
     correlation: UUID | None = None
     causation: UUID | None = None
+    request: str | None = None
+    trace: str | None = None
+    """As in the envelope."""
 
     def envelope(self) -> Envelope:
         """Raises NotPermitted, BadKey."""
@@ -147,7 +150,15 @@ class Ask:
             raise NotPermitted(f"{self.command.permission} is needed")
         if not KEY.fullmatch(self.key):
             raise BadKey(f"{len(self.key)} characters")
-        return Envelope(self.by.tenant, self.by.name, self.key, self.correlation, self.causation)
+        return Envelope(
+            self.by.tenant,
+            self.by.name,
+            self.key,
+            self.correlation,
+            self.causation,
+            self.request,
+            self.trace,
+        )
 
 
 # ── handling ──────────────────────────────────────────────────────────────────────────────────────

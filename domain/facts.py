@@ -17,6 +17,10 @@ TENANT = re.compile(r"[^\x00-\x1f/]{1,64}")
 KEY = re.compile(r"[^\x00-\x1f]{1,200}")
 """Actors too. All three fit one index entry (2,704 bytes), and no line break blurs which is which."""
 
+REQUEST = re.compile(r"[A-Za-z0-9._-]{1,64}")
+TRACE = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+"""https://www.w3.org/TR/trace-context/#traceparent-header, of the one version there is."""
+
 
 class Event(Value):
     """An immutable fact, named in the past tense; `name` is what is stored, forever.
@@ -71,8 +75,15 @@ class Envelope:
     """The command that began it all; None where that is this command itself."""
     causation: UUID | None = None
     """The fact that a reaction answered; None for a command from outside."""
+    request: str | None = None
+    """The HTTP request that brought it, by the id that its answer carried."""
+    trace: str | None = None
+    """The W3C `traceparent` that came with it; what answers one of its facts carries it on."""
 
     def __post_init__(self) -> None:
+        for given, form in ((self.request, REQUEST), (self.trace, TRACE)):
+            if given is not None and not form.fullmatch(given):
+                raise ValueError(f"not an envelope: {given[:80]!r}")
         # A tenant with a slash would be read as another tenant's stream, by the second wall too.
         if not TENANT.fullmatch(self.tenant) or not KEY.fullmatch(self.actor) or not KEY.fullmatch(self.key):
             raise ValueError(f"not an envelope: {self.tenant[:80]!r}, {self.actor[:80]!r}, {self.key[:80]!r}")

@@ -67,6 +67,10 @@ def envelope_json(envelope: Envelope) -> bytes:
         text += f',"correlation":"{envelope.correlation}"'
     if envelope.causation is not None:
         text += f',"causation":"{envelope.causation}"'
+    if envelope.request is not None:
+        text += f',"request":"{envelope.request}"'
+    if envelope.trace is not None:
+        text += f',"trace":"{envelope.trace}"'
     return f"{text}}}".encode()
 
 
@@ -79,6 +83,8 @@ def envelope_of(tenant: str, stored: bytes) -> Envelope:
         document["key"],
         UUID(document["correlation"]) if "correlation" in document else None,
         UUID(document["causation"]) if "causation" in document else None,
+        document.get("request"),
+        document.get("trace"),
     )
 
 

@@ -226,9 +226,10 @@ class Watch(Generic[T]):
         self.news = asyncio.Condition()
 
     async def run(self) -> None:
-        """Until cancelled."""
-        clock = asyncio.get_running_loop().time
-        while True:
+        """Until cancelled, even if a look swallows that: in Python 3.11 whatever waits by `wait_for` may."""
+        clock, me = asyncio.get_running_loop().time, asyncio.current_task()
+        assert me is not None
+        while not me.cancelling():
             self.wake.clear()
             self.begun += 1
             began = clock()

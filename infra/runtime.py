@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from uuid import uuid4
 
 import uvloop
 
@@ -32,6 +33,11 @@ GARBAGE_OBJECTS = 1_000_000
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """32 hex digits that nobody else has, for whatever has no name yet."""
+    return uuid4().hex
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ PREFIX = "COUNTERFOIL_"
 SECRET_CHARS_MIN = 32  # 16 bytes in hex, the least that cannot be guessed
 LIMIT_MAX = 1_000_000_000
 """Requests a minute: more than any machine answers."""
+SECRET_KINDS_MIN = 8
+"""Different characters: hex from chance has fewer once in a hundred million times."""
 Role = Literal["owner", "app", "worker"]
 
 
@@ -57,6 +59,21 @@ def _redis_url(text: str) -> str:
     if urlsplit(text).scheme not in {"redis", "rediss"} or not urlsplit(text).hostname:
         raise ValueError("write it as redis://:password@host:6379/0")
     return text
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if (
+        parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or text != f"{parts.scheme}://{parts.netloc}"
+    ):
+        raise ValueError(f"{text!r}: name each origin as https://shop.example, without a path; none is a *")
+    return text
+
+
+def _listed(given: Any) -> Any:
+    return [each.strip() for each in given.split(",") if each.strip()] if isinstance(given, str) else given
 
 
 def _brokers(text: str) -> str:
@@ -108,6 +125,7 @@ ClickHouseUrl = Annotated[str, AfterValidator(_clickhouse_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
 PerMinute = Annotated[int, AfterValidator(_per_minute)]
+Origin = Annotated[str, AfterValidator(_origin)]
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
 
 
@@ -166,6 +184,10 @@ class Settings(BaseSettings):
     limit_queries: PerMinute = 60_000
     limit_strangers: PerMinute = 60
     workers: int = Field(default=1, ge=1, le=64)
+    production: bool = False
+    """Makes no secret by itself, and shows its documents to whoever has the token only."""
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_listed)] = ()
+    log_requests: bool = False
     ledger: LedgerName = "0"
     ledgers: Annotated[dict[LedgerName, LedgerSettings], NoDecode, BeforeValidator(_json)] = {}
 
@@ -249,7 +271,7 @@ class Settings(BaseSettings):
     def api_token(self) -> str:
         """The first administrator's bearer token."""
         if self.given_api_token is not None:
-            return self.given_api_token.get_secret_value()
+            return self._fit("API_TOKEN", self.given_api_token)
         return self._derived("api-token")
 
     def sealing_key(self) -> bytes:
@@ -257,8 +279,8 @@ class Settings(BaseSettings):
 
         Kept in a directory of its own, which a backup leaves out.
         """
-        if self.given_sealing_key is not None:
-            root = self.given_sealing_key.get_secret_value()
+        if self.given_sealing_key is not None or self.production:
+            root = self._fit("SEALING_KEY", self.given_sealing_key)
         else:
             root = _kept(self.private_home() / "keys", "sealing.key")
         return hmac.digest(root.encode(), b"sealing", hashlib.sha512)
@@ -268,9 +290,23 @@ class Settings(BaseSettings):
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self.home
 
+    def _fit(self, name: str, secret: SecretStr | None) -> str:
+        """One that was given. Raises BadSetting where production would have to do without, or with a word."""
+        given = secret.get_secret_value() if secret else ""
+        if self.production and len(set(given)) < SECRET_KINDS_MIN:
+            what = "too simple to keep anything" if given else "not set"
+            raise BadSetting(
+                f"{PREFIX}{name} is {what}: in production give it at least {SECRET_CHARS_MIN} characters of"
+                " chance, for instance from `openssl rand -hex 32`, the same for every process"
+            )
+        return given
+
     def _derived(self, purpose: str) -> str:
         """A password in hex that follows from the secret, so that there is only one thing to keep."""
-        given = self.secret.get_secret_value() if self.secret else _kept(self.private_home(), "secret")
+        if self.secret is not None or self.production:
+            given = self._fit("SECRET", self.secret)
+        else:
+            given = _kept(self.private_home(), "secret")
         return hmac.digest(given.encode(), purpose.encode(), hashlib.sha256).hex()
 
 

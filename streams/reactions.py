@@ -88,7 +88,8 @@ class ReactionUnit(PostgresUnit):
             for number, each in enumerate(answers):
                 if not isinstance(each, Deadline):
                     key = reaction.key(fact_id, number)
-                    asked.append(Ask(each, by, key, correlation, fact_id))
+                    trace = recorded.envelope.trace
+                    asked.append(Ask(each, by, key, correlation, fact_id, trace=trace))
         for request, outcome in zip(asked, self.handler.handle_all(asked), strict=True):
             if isinstance(outcome, Refusal):
                 reason = f"{type(request.command).__name__} refused: {type(outcome).__name__}"

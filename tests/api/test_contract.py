@@ -14,9 +14,8 @@ from schemathesis.specs.openapi.checks import (
 )
 from starlette.testclient import TestClient
 
-from api.app import commands_app, create, queries_app
+from api.app import create, create_commands, create_queries
 from api.problems import MEDIA_TYPE, catalogue
-from infra.runtime import Runtime
 from infra.settings import Settings
 from tests.api.conftest import NO_POSTGRES, NOWHERE, Shop, paper
 
@@ -94,8 +93,7 @@ def test_every_problem_an_operation_declares_is_in_the_catalogue(document: Docum
 
 
 def test_two_apps_share_the_paths_between_them(nothing: Settings, document: Document) -> None:
-    runtime = Runtime(nothing)
-    commands, queries = commands_app(runtime).openapi(), queries_app(runtime).openapi()
+    commands, queries = create_commands(nothing).openapi(), create_queries(nothing).openapi()
     assert {name.split()[0] for name, _ in operations(commands) if "/api/" in name} == {"POST"}
     assert {name.split()[0] for name, _ in operations(queries) if "/api/" in name} == {"GET"}
     both = dict(operations(commands)) | dict(operations(queries))

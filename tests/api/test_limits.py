@@ -173,6 +173,30 @@ def test_who_was_asked_through_a_proxy_is_believed_only_of_a_trusted_one(door: D
     assert [knock(second, f"198.51.100.{each}") for each in range(10, 13)] == [401, 429, 429], "the peer"
 
 
+def test_nobody_tries_tokens_where_they_are_not_counted(door: Door) -> None:
+    secret = "0123456789abcdef" * 4
+    settings = Settings(
+        production=True,
+        secret=secret,
+        given_api_token=secret,
+        given_sealing_key=secret,
+        postgres_dsn=NO_POSTGRES,
+        clickhouse=NOWHERE,
+    )
+    shop = door(of=settings, limit_strangers=3)
+    knocks = [shop.http.get(path) for path in ("/metrics", "/docs", "/openapi.json", "/metrics", "/docs")]
+    assert [each.status_code for each in knocks] == [401, 404, 404, 429, 429]
+    known = {"Authorization": f"Bearer {shop.token}"}
+    for path in ("/docs", "/openapi.json"):
+        assert shop.http.get(path, headers=known).status_code == 200
+
+
+def test_that_a_request_came_by_https_is_believed_only_of_a_trusted_proxy(door: Door) -> None:
+    told = {"X-Forwarded-Proto": "https"}
+    found = [door(trusted_proxies=number).http.get("/health", headers=told) for number in (0, 1)]
+    assert ["strict-transport-security" in each.headers for each in found] == [False, True]
+
+
 def test_a_limit_of_0_is_none(door: Door) -> None:
     shop = door(limit_commands=0, limit_queries=0, limit_strangers=0)
     found = [

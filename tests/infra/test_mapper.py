@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain.capacity import PoolOpened
-from domain.facts import Envelope, Event, Recorded
+from domain.facts import REQUEST, TRACE, Envelope, Event, Recorded
 from infra.mapper import (
     HEADER,
     TIME,
@@ -51,6 +51,9 @@ STORED = (
 
 NAMES = st.text(st.characters(min_codepoint=0x20, blacklist_categories=["Cs"]), min_size=1, max_size=40)
 MAYBE_ID = st.none() | st.uuids()
+MAYBE_REQUEST = st.none() | st.from_regex(REQUEST, fullmatch=True)
+MAYBE_TRACE = st.none() | st.from_regex(TRACE, fullmatch=True)
+ENVELOPES = st.builds(Envelope, st.just(TENANT), NAMES, NAMES, MAYBE_ID, MAYBE_ID, MAYBE_REQUEST, MAYBE_TRACE)
 INSTANTS = st.datetimes(datetime(1900, 1, 1), datetime(9999, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 
 
@@ -74,7 +77,7 @@ def test_the_tenant_is_in_the_streams_name_and_not_in_the_bytes() -> None:
 @given(
     number=st.integers(0, 65_535),
     at=INSTANTS,
-    envelope=st.builds(Envelope, st.just(TENANT), NAMES, NAMES, MAYBE_ID, MAYBE_ID),
+    envelope=ENVELOPES,
 )
 def test_whatever_is_stored_is_read_back(event: Event, number: int, at: datetime, envelope: Envelope) -> None:
     recorded = Recorded(event, event.stream, 1, 1, at, number, envelope)
@@ -95,17 +98,37 @@ def test_the_facts_of_one_command_share_one_envelope() -> None:
     assert envelope_of("other", stored) == replace(ENVELOPE, tenant="other")
 
 
-@given(st.builds(Envelope, st.just(TENANT), NAMES, NAMES, MAYBE_ID, MAYBE_ID))
+@given(ENVELOPES)
 def test_an_envelope_is_written_as_the_standard_library_writes_json(envelope: Envelope) -> None:
     whole = {
         "actor": envelope.actor,
         "key": envelope.key,
         "correlation": envelope.correlation,
         "causation": envelope.causation,
+        "request": envelope.request,
+        "trace": envelope.trace,
     }
     given_ones = {name: str(value) for name, value in whole.items() if value is not None}
     expected = json.dumps(given_ones, separators=(",", ":"), ensure_ascii=False).encode()
     assert envelope_json(envelope) == expected
+    assert envelope_of(TENANT, expected) == envelope
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"request": ""},
+        {"request": 'a","actor":"root'},
+        {"request": "a" * 65},
+        {"trace": "00-" + "0" * 32 + "-00f067aa0ba902b7-01"},
+        {"trace": "00-4bf92f3577b34da6a3ce929d0e0e4736-" + "0" * 16 + "-01"},
+        {"trace": "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"},
+        {"trace": "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01"},
+    ],
+)
+def test_an_envelope_takes_no_other_request_or_trace_than_it_can_write(broken: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="not an envelope"):
+        Envelope(TENANT, "ana", "key", **broken)  # type: ignore[arg-type]
 
 
 # ── what is not a fact ────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -136,6 +137,25 @@ def test_many_waiters_share_one_look_that_began_after_they_came() -> None:
         assert len(looks) <= 8
 
     watching(look, body)
+
+
+def test_a_watch_ends_though_a_look_swallows_its_end() -> None:
+    """As asyncio.wait_for does in Python 3.11, when what it waits for comes at the same time."""
+    looking = asyncio.Event()
+
+    async def look() -> int:
+        looking.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return 1
+
+    async def story() -> None:
+        task = asyncio.create_task(Watch("postgres", look, 0.02).run())
+        await looking.wait()
+        task.cancel()
+        await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 5)
+
+    asyncio.run(story())
 
 
 def test_an_idle_watch_looks_once_a_second() -> None:

@@ -107,7 +107,9 @@ def merged(known: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
 METHOD = (
     "Rounds are interleaved, and figures are medians of the rounds' ratios. Postgres, its settings and its"
     " durability are the same for everybody, and a live follower is attached. Peers are installed by the"
-    " bench, outside the project. Real fsync, and one with a millisecond more, as on a network's disk."
+    " bench, outside the project. Real fsync, and one with a millisecond more, as on a network's disk. Ratios"
+    " of appends are those of `ours: asyncio`, the log's port as the API has it; those of load + decide +"
+    " append are of `ours: threads`, which loads its stream for every command, as the others do."
 )
 
 
