@@ -9,6 +9,7 @@ from typing import Any
 
 from infra.arrays import Array, Blobs, Bools, Ints4, Ints8, Texts
 from infra.groupcommit import BOOL, INT4, INT8
+from infra.reads import TEXT
 from tests.simulation.database import Blocked, Session
 
 
@@ -58,9 +59,9 @@ def decoded(oid: int, value: bytes) -> Any:
     count = int.from_bytes(value[12:16], "big") if int.from_bytes(value[:4], "big") else 0
     found, at = [], ARRAY_HEAD_BYTES
     for _ in range(count):
-        size = int.from_bytes(value[at : at + 4], "big")
-        found.append(element(value[at + 4 : at + 4 + size]))
-        at += 4 + size
+        size = _integer(value[at : at + 4])
+        found.append(None if size < 0 else element(value[at + 4 : at + 4 + size]))
+        at += 4 + max(size, 0)
     return found
 
 
@@ -72,6 +73,7 @@ SCALARS: dict[int, Callable[[bytes], Any]] = {
     INT4: _integer,
     INT8: _integer,
     BOOL: lambda value: value == b"\1",
+    TEXT: bytes.decode,
 }
 ELEMENTS: dict[int, Callable[[bytes], Any]] = {
     Texts.oid: bytes.decode,
