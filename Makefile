@@ -4,8 +4,8 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 UV := UV_PYTHON_DOWNLOADS=never $(BIN)/uv
-# Extras of pyproject.toml that `make install` brings; add providers with EXTRAS="embedded dev stripe chain".
-EXTRAS ?= embedded dev
+# Extras of pyproject.toml that `make install` brings; add providers with EXTRAS="embedded redis dev stripe chain".
+EXTRAS ?= embedded redis dev
 # Each test worker starts its own engines: more than the cores of a small machine only slows them all down.
 WORKERS ?= 2
 # Runs of `make simulate`, two at a time: 500 are meant to take under five minutes.

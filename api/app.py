@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api import analytics, audit, capacity, catalog, ordering, payments, problems, site
 from api.dependencies import Wall
 from api.edge import API, Edge
+from api.limits import QUOTA_HEADERS, Quotas
 from api.metrics import Metrics
 from infra.runtime import Runtime, new_id
 from infra.settings import Settings
@@ -53,7 +54,8 @@ PREFLIGHT_S = 600
 DESCRIPTION = """
 Commands are POSTs: each needs an `Idempotency-Key` and answers with a `Counterfoil-Position`. Queries are
 GETs: sent with that position as `Counterfoil-At-Least`, the answer includes what the command did, or is a
-503 that says how far things are. What is refused is an RFC 9457 problem; [all of them](/problems).
+503 that says how far things are. What is refused is an RFC 9457 problem; [all of them](/problems). Requests
+are counted: `RateLimit` says how many more there may be, and what is over is a 429 with `Retry-After`.
 
 Everything needs the installation's token and names a tenant. That is a first wall until the `identity`
 context brings people and roles: whoever has the token is the operator of every tenant.
@@ -78,7 +80,7 @@ def create_queries(settings: Settings | None = None) -> FastAPI:
 def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
     @asynccontextmanager
     async def running(app: FastAPI) -> AsyncIterator[None]:
-        async with Ledgers(runtime) as app.state.ledgers:
+        async with runtime.counting(), Ledgers(runtime) as app.state.ledgers:
             yield
 
     app = FastAPI(
@@ -100,7 +102,9 @@ def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
     settings = runtime.settings
     app.state.metrics = Metrics()
     # The last one stands first.
-    app.add_middleware(Wall, token=settings.api_token(), production=settings.production)
+    app.add_middleware(
+        Wall, token=settings.api_token(), quotas=Quotas(runtime), production=settings.production
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -110,7 +114,13 @@ def _app(runtime: Runtime, routers: Sequence[APIRouter], title: str) -> FastAPI:
             expose_headers=ANSWERED,
             max_age=PREFLIGHT_S,
         )
-    app.add_middleware(Edge, metrics=app.state.metrics, new_id=new_id, telling=settings.log_requests)
+    app.add_middleware(
+        Edge,
+        metrics=app.state.metrics,
+        new_id=new_id,
+        telling=settings.log_requests,
+        proxied=settings.trusted_proxies > 0,
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 
@@ -123,6 +133,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
         schema["components"]["schemas"]["Problem"] = problems.SCHEMA
+        schema["components"]["headers"] = QUOTA_HEADERS
         for path in schema["paths"].values():
             for operation in path.values():
                 for parameter in operation.get("parameters", ()):

@@ -204,6 +204,7 @@ def api(
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=drain,
+        proxy_headers=False,  # whom to believe is COUNTERFOIL_TRUSTED_PROXIES, not who asks from loopback
     )
 
 

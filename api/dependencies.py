@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 from starlette.datastructures import Headers
@@ -22,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.edge import API, Came, came
+from api.limits import UNNAMED, Counted, Quotas, with_quotas
 from api.problems import (
     BodyTooLarge,
     CursorUnreadable,
@@ -32,6 +34,7 @@ from api.problems import (
     PositionUnreadable,
     RouteUnknown,
     TenantUnnamed,
+    TooManyRequests,
     Unauthorized,
     answer,
     problems,
@@ -81,44 +84,58 @@ T = TypeVar("T")
 
 
 class Wall:
-    """Stands before everything under /api/v1, bodies included: the installation's token and a tenant's name.
+    """Stands before everything under /api/v1, bodies included: the token, a tenant's name, how often.
     Metrics need the token too, and in production the documents: without it there are none.
 
     A first wall until `identity` exists: whoever has the token is the operator, of every tenant.
     """
 
-    def __init__(self, app: ASGIApp, token: str, *, production: bool) -> None:
-        self.app, self.token, self.production = app, token.encode(), production
+    def __init__(self, app: ASGIApp, token: str, quotas: Quotas, *, production: bool) -> None:
+        self.app, self.token, self.quotas, self.production = app, token.encode(), quotas, production
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         headers, path = Headers(scope=scope), f"{scope['path']}/"
-        if not path.startswith(f"{API}/"):
-            if path == METRICS and not self._known(headers):
-                await answer(scope["path"], Unauthorized)(scope, receive, send)
-            elif self.production and path.startswith(DOCUMENTS) and not self._known(headers):
-                await answer(scope["path"], RouteUnknown)(scope, receive, send)
-            else:
-                await self.app(scope, receive, send)
-            return
-        tenant = headers.get("counterfoil-tenant", "")
-        if not self._known(headers):
-            refusal = answer(scope["path"], Unauthorized)
-        elif not TENANT.fullmatch(tenant):
-            refusal = answer(scope["path"], TenantUnnamed)
-        elif _declared_bytes(headers) > BODY_BYTES_MAX:
-            refusal = answer(scope["path"], BodyTooLarge, f"{BODY_BYTES_MAX:,} bytes are the most")
+        inside, hidden = path.startswith(f"{API}/"), self.production and path.startswith(DOCUMENTS)
+        if not (inside or hidden or path == METRICS):
+            await self.app(scope, receive, send)
+        elif not self._known(headers):
+            counted = await self.quotas.count_stranger(scope, headers)
+            refusal = _over(scope, counted) or answer(scope["path"], RouteUnknown if hidden else Unauthorized)
+            await refusal(scope, receive, counted.on(send))
+        elif inside:
+            await self._inside(scope, receive, send, headers)
         else:
-            scope.setdefault("state", {})["actor"] = operator(tenant)
-            await self.app(scope, _limited(receive), send)
+            await self.app(scope, receive, send)
+
+    async def _inside(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
+        named = headers.get("counterfoil-tenant", "")
+        tenant = named if TENANT.fullmatch(named) else None
+        by = operator(tenant or UNNAMED)
+        counted = await self.quotas.count(by, scope["method"])
+        refusal = _over(scope, counted)
+        if refusal is None and tenant is None:
+            refusal = answer(scope["path"], TenantUnnamed)
+        if refusal is None and _declared_bytes(headers) > BODY_BYTES_MAX:
+            refusal = answer(scope["path"], BodyTooLarge, f"{BODY_BYTES_MAX:,} bytes are the most")
+        if refusal is not None:
+            await refusal(scope, receive, counted.on(send))
             return
-        await refusal(scope, receive, send)
+        scope.setdefault("state", {}).update(actor=by, counted=counted)
+        await self.app(scope, _limited(receive), counted.on(send))
 
     def _known(self, headers: Headers) -> bool:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token)
+
+
+def _over(scope: Scope, counted: Counted) -> JSONResponse | None:
+    if counted.wait_s is None:
+        return None
+    detail = f"the limit is {counted.headers['RateLimit-Policy']}"
+    return answer(scope["path"], TooManyRequests, detail, headers={"Retry-After": str(counted.wait_s)})
 
 
 def _declared_bytes(headers: Headers) -> int:
@@ -159,7 +176,7 @@ async def actor(
 
 
 ALLOWED = [Depends(bearer), Depends(actor)]
-REFUSED_AT_THE_WALL = (Unauthorized, TenantUnnamed, InvalidRequest)
+REFUSED_AT_THE_WALL = (Unauthorized, TooManyRequests, TenantUnnamed, InvalidRequest)
 
 
 def ledgers_of(request: Request) -> Ledgers:
@@ -270,11 +287,14 @@ def commanded(
     found: dict[int | str, dict[str, Any]] = {201 if created else 200: {"description": "Recorded.", **whole}}
     if again:
         found[200] = {"description": "Recorded before, under another key.", "model": again, **whole}
-    return found | problems(
-        *REFUSED_AT_THE_WALL,
-        *(KeyMissing, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams, BodyTooLarge),
-        *(Busy, LogUnavailable, StoreUnavailable, LedgerMoved, TenantElsewhere),
-        *refusals,
+    return with_quotas(
+        found
+        | problems(
+            *REFUSED_AT_THE_WALL,
+            *(KeyMissing, BadKey, KeyReused, NotPermitted, TooManyFacts, TooManyStreams, BodyTooLarge),
+            *(Busy, LogUnavailable, StoreUnavailable, LedgerMoved, TenantElsewhere),
+            *refusals,
+        )
     )
 
 
@@ -381,11 +401,14 @@ def answered(example: Any, *refusals: type[Exception]) -> dict[int | str, dict[s
         },
         304: {"description": "The client has it already."},
     }
-    return found | problems(
-        *REFUSED_AT_THE_WALL,
-        *(PositionUnreadable, PositionOfAnotherLedger, PositionOfAnotherEpoch, PositionUnknown),
-        *(ProjectionBehind, StoreUnavailable, LedgerMoved, TenantElsewhere),
-        *refusals,
+    return with_quotas(
+        found
+        | problems(
+            *REFUSED_AT_THE_WALL,
+            *(PositionUnreadable, PositionOfAnotherLedger, PositionOfAnotherEpoch, PositionUnknown),
+            *(ProjectionBehind, StoreUnavailable, LedgerMoved, TenantElsewhere),
+            *refusals,
+        )
     )
 
 

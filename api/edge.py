@@ -54,9 +54,16 @@ class Edge:
     """Stands before everything but the framework's own answer to a bug, which asks for these headers."""
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, new_id: Callable[[], str], telling: bool = False
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        new_id: Callable[[], str],
+        telling: bool = False,
+        proxied: bool = False,
     ) -> None:
         self.app, self.metrics, self.new_id, self.telling = app, metrics, new_id, telling
+        self.proxied = proxied
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +71,8 @@ class Edge:
             return
         headers = Headers(scope=scope)
         given, parent = headers.get("x-request-id", ""), headers.get("traceparent", "")
+        if self.proxied and headers.get("x-forwarded-proto", "").lower() == "https":
+            scope["scheme"] = "https"
         known = Came(
             given if REQUEST.fullmatch(given) else self.new_id(), parent if TRACE.fullmatch(parent) else None
         )

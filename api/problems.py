@@ -71,6 +71,12 @@ class Unauthorized(Problem):
     status = 401
 
 
+class TooManyRequests(Problem):
+    """You have asked as often as you may for now; ask again after `Retry-After` seconds."""
+
+    status = 429
+
+
 class TenantUnnamed(Problem):
     """The header `Counterfoil-Tenant` has to name a tenant: a-z, 0-9, `-` and `_`, at most 63."""
 
@@ -137,6 +143,7 @@ EDGE: tuple[type[Problem], ...] = (
     BodyUnreadable,
     BodyTooLarge,
     Unauthorized,
+    TooManyRequests,
     TenantUnnamed,
     KeyMissing,
     PositionUnreadable,
@@ -236,7 +243,7 @@ def problems(*failures: type[Exception]) -> dict[int | str, dict[str, Any]]:
         )
         answer["content"][MEDIA_TYPE]["examples"][kind(failure)] = {"summary": told["title"], "value": told}
         answer["description"] = f"{answer['description']} {told['title']}".strip()
-        if told["status"] == 503:
+        if told["status"] in (429, 503):
             answer["headers"] = {
                 "Retry-After": {
                     "description": "Seconds.",
@@ -339,7 +346,9 @@ def _methods(request: Request) -> set[str]:
 
 
 def _bug(request: Request, bug: Exception) -> JSONResponse:
-    return answer(request.url.path, Internal, headers=carried(request.scope))  # starlette logs it
+    counted = request.scope["state"].get("counted")
+    headers = carried(request.scope) | (counted.headers if counted else {})
+    return answer(request.url.path, Internal, headers=headers)  # starlette logs it
 
 
 def install(app: FastAPI) -> None:

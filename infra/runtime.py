@@ -8,7 +8,7 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,6 +21,7 @@ from domain.values import Permission
 from infra.analytics import ClickHouse
 from infra.eventstore import PostgresLog
 from infra.ledger import Ledger
+from infra.limits import Limit, Shared
 from infra.migrate import schema_of
 from infra.queries import Queries
 from infra.sealing import Sealer
@@ -67,6 +68,27 @@ class Runtime:
     @cached_property
     def sealer(self) -> Sealer:
         return Sealer(self.settings.sealing_key())
+
+    @cached_property
+    def shared_counts(self) -> Shared | None:
+        """Where all processes count together. Raises BadSetting."""
+        return Shared(self.settings.redis) if self.settings.redis else None
+
+    @contextlib.asynccontextmanager
+    async def counting(self) -> AsyncIterator[None]:
+        """While requests are counted."""
+        if self.shared_counts is None:
+            yield
+            return
+        await self.shared_counts.open()
+        try:
+            yield
+        finally:
+            await self.shared_counts.close()
+
+    def limit(self, name: str, amount: int) -> Limit | None:
+        """So many a minute; none for 0. Raises BadSetting."""
+        return Limit(name, amount, self.shared_counts) if amount else None
 
     def log(self, role: Role = "app") -> PostgresLog:
         return PostgresLog(self.settings.role_dsn(role), self.schema, self.settings.sealing_key())

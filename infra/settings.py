@@ -27,6 +27,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "COUNTERFOIL_"
 SECRET_CHARS_MIN = 32  # 16 bytes in hex, the least that cannot be guessed
+LIMIT_MAX = 1_000_000_000
+"""Requests a minute: more than any machine answers."""
 SECRET_KINDS_MIN = 8
 """Different characters: hex from chance has fewer once in a hundred million times."""
 Role = Literal["owner", "app", "worker"]
@@ -91,6 +93,12 @@ def _long_enough(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _per_minute(requests: int) -> int:
+    if not 0 <= requests <= LIMIT_MAX:
+        raise ValueError(f"give requests a minute, {LIMIT_MAX} at most, or 0 for no limit")
+    return requests
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """JSON lets a name come twice, and the last one win: a ledger's tenants would be somebody else's."""
     found = dict(pairs)
@@ -116,6 +124,7 @@ PostgresUrl = Annotated[str, AfterValidator(postgres_url)]
 ClickHouseUrl = Annotated[str, AfterValidator(_clickhouse_url)]
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
 Brokers = Annotated[str, AfterValidator(_brokers)]
+PerMinute = Annotated[int, AfterValidator(_per_minute)]
 Origin = Annotated[str, AfterValidator(_origin)]
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
 
@@ -170,6 +179,10 @@ class Settings(BaseSettings):
     given_sealing_key: Secret | None = Field(default=None, validation_alias="COUNTERFOIL_SEALING_KEY")
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=0, ge=0, le=65535)
+    trusted_proxies: int = Field(default=0, ge=0, le=8)
+    limit_commands: PerMinute = 60_000
+    limit_queries: PerMinute = 60_000
+    limit_strangers: PerMinute = 60
     workers: int = Field(default=1, ge=1, le=64)
     production: bool = False
     """Makes no secret by itself, and shows its documents to whoever has the token only."""

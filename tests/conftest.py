@@ -16,6 +16,7 @@ from infra.engines.postgres import EmbeddedPostgres
 from infra.migrate import migrate
 from infra.settings import Settings
 from tests.ledgers import InMemory, InPostgres, Ledger
+from tests.redis_server import redis_server as redis_server  # a fixture
 
 # A property fails because it is false, never because the machine was busy.
 hypothesis_settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])

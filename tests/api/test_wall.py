@@ -76,7 +76,11 @@ def test_every_request_names_a_tenant(
 def walled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     """Behind the wall there is nothing at all, and nobody gets to see that."""
     nothing = Settings(
-        home=tmp_path_factory.mktemp("home"), postgres_dsn=NO_POSTGRES, clickhouse=NOWHERE, kafka=None
+        home=tmp_path_factory.mktemp("home"),
+        postgres_dsn=NO_POSTGRES,
+        clickhouse=NOWHERE,
+        kafka=None,
+        limit_strangers=0,  # a hundred of them knock here in a second, from one address
     )
     with TestClient(create(nothing)) as client:
         yield client
